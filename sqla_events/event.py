@@ -1,0 +1,304 @@
+"""The event: one frozen value from the row it was captured from to the handler that receives it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import os
+import re
+import time
+import uuid
+from typing import Any
+
+import msgspec
+
+from . import encoding
+from .errors import EventError
+
+
+class Source(enum.StrEnum):
+    """Where an event comes from."""
+
+    DATABASE = "database"
+    WEBSOCKET = "websocket"
+    FRONTEND = "frontend"
+    SYSTEM = "system"
+    INTERNAL = "internal"
+
+
+class Status(enum.StrEnum):
+    """How far an event has come, as one consumer group sees it."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Operation(enum.StrEnum):
+    """What happened to a row. Events that are published by hand may use any other word."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"
+    READ = "read"
+
+
+def new_id() -> uuid.UUID:
+    """A UUID version 7 (RFC 9562, 48 bits of Unix milliseconds, 74 random bits): ids sort roughly by time."""
+    random = int.from_bytes(os.urandom(10), "big")
+    milliseconds = time.time_ns() // 1_000_000
+    high = (milliseconds & 0xFFFF_FFFF_FFFF) << 16 | 0x7000 | (random >> 64) & 0x0FFF
+    low = 0x8000_0000_0000_0000 | random & 0x3FFF_FFFF_FFFF_FFFF
+    return uuid.UUID(int=high << 64 | low)
+
+
+def now() -> dt.datetime:
+    """The present moment with its zone, UTC."""
+    return dt.datetime.now(dt.UTC)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, dict=False):
+    """What happened, to what, by whom, and how its delivery went.
+
+    Only ``type`` is required. ``schema``, ``entity`` and ``operation`` are taken from a type of three segments unless
+    they are given. An event never changes: :func:`msgspec.structs.replace` makes a new one, as does :meth:`replace`.
+
+    ``payload`` of a captured write is a dict with ``key`` (primary key columns), ``before`` and ``after`` (column name
+    -> value); :attr:`before` and :attr:`after` are shortcuts that are ``{}`` where there is nothing.
+
+    :raises EventError: for a value that does not fit its field; the message names field and value.
+    """
+
+    type: str
+    """``schema.entity.operation``; what patterns match."""
+    id: uuid.UUID = msgspec.field(default_factory=new_id)
+    """Version 7 unless given. The same on every redelivery: make handlers idempotent with it."""
+    source: Source = Source.INTERNAL
+    status: Status = Status.PENDING
+    payload: Any = None
+    """Any value that :mod:`sqla_events.encoding` knows."""
+    user_id: int | str | None = None
+    """Who did it. Text that is a canonical integer is that integer."""
+    session_id: str | None = None
+    instance_id: str | None = None
+    """Which process made the event."""
+    schema: str | None = None
+    entity: str | None = None
+    operation: str | None = None
+    created_at: dt.datetime = msgspec.field(default_factory=now)
+    processed_at: dt.datetime | None = None
+    completed_at: dt.datetime | None = None
+    error: str | None = None
+    """The last error of a delivery that failed."""
+    metadata: dict[str, Any] = {}  # noqa: RUF012 - msgspec gives each event its own
+    retry_count: int = 0
+    """Attempts after the first."""
+    key: str | None = None
+    """The row's primary key as text. Events with the same schema, entity and key keep their order."""
+    seq: int | None = None
+    """Place in the log; None until it is written."""
+    schema_version: int = 1
+
+    def __post_init__(self) -> None:
+        check_type(self.type)
+        for field, kind in (("source", Source), ("status", Status)):
+            _set(self, field, _member(kind, field, getattr(self, field)))
+        _set(self, "user_id", _user_id(self.user_id))
+        if not isinstance(self.metadata, dict):
+            raise EventError(f"metadata is {self.metadata!r}; it must be a dict")
+        if self.created_at.tzinfo is None:
+            raise EventError(f"created_at is {self.created_at!r}, which has no time zone; use datetime.now(timezone.utc)")
+        self._split_type()
+
+    def _split_type(self) -> None:
+        parts = self.type.split(".")
+        if len(parts) != 3:
+            return
+        for field, part in zip(("schema", "entity", "operation"), parts, strict=True):
+            if getattr(self, field) is None:
+                _set(self, field, unquote(part))
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """Column values before a captured write, as far as they are known; ``{}`` where there are none."""
+        return self._side("before")
+
+    @property
+    def after(self) -> dict[str, Any]:
+        """Column values after a captured write: every column of a new row, the changed ones of an update."""
+        return self._side("after")
+
+    def _side(self, name: str) -> dict[str, Any]:
+        side = self.payload.get(name) if isinstance(self.payload, dict) else None
+        return side if isinstance(side, dict) else {}
+
+    def replace(self, **changes: Any) -> Event:
+        """A copy with some fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+    def to_json(self) -> bytes:
+        """The wire form: one JSON object. :meth:`from_json` gives an equal event back."""
+        return encode(self)
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Event:
+        """Read the wire form. Unknown members are ignored, so that newer writers do not break older readers."""
+        return decode(text)
+
+
+_set = msgspec.structs.force_setattr
+
+
+# Validation ---------------------------------------------------------------------------------------------------------
+
+MAX_TYPE_LENGTH = 512
+
+_SEGMENT = r"[^\s.*>\x00-\x1f\x7f]+"
+_TYPE = re.compile(rf"{_SEGMENT}(\.{_SEGMENT})*")
+_QUOTED = re.compile(r"[\s.*?\[>%\x00-\x1f\x7f]")
+
+
+def check_type(value: object) -> None:
+    """Raise EventError unless ``value`` is a valid event type: segments joined by dots, none empty, no wildcard."""
+    if not isinstance(value, str) or len(value) > MAX_TYPE_LENGTH or not _TYPE.fullmatch(value):
+        raise EventError(
+            f"type is {value!r}; it must be segments joined by dots, such as 'public.users.create', without spaces, "
+            f"'*' or '>', of at most {MAX_TYPE_LENGTH} characters"
+        )
+
+
+def quote(name: str) -> str:
+    """A schema or table name as one segment of a type: what would end the segment or match as a wildcard becomes %XX."""
+    return _QUOTED.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), name)
+
+
+def unquote(segment: str) -> str:
+    """The name that :func:`quote` made a segment of."""
+    if "%" not in segment:
+        return segment
+    return re.sub(r"(%[0-9A-F]{2})+", lambda match: bytes.fromhex(match[0].replace("%", "")).decode(errors="replace"), segment)
+
+
+def type_of(schema: str, entity: str, operation: str) -> str:
+    """The type of the events of one operation on one table."""
+    return f"{quote(schema)}.{quote(entity)}.{operation}"
+
+
+def lane_of(schema: str | None, entity: str | None, key: str | None, event_id: str) -> str:
+    """The name of what keeps an event in order: its row. An event without a key has a lane of its own."""
+    return event_id if key is None else f"{schema or ''}.{entity or ''}:{key}"
+
+
+def _member(kind: type[enum.StrEnum], field: str, value: object) -> enum.StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise EventError(f"{field} is {value!r}; it must be one of {', '.join(kind)}") from None
+
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+
+
+def _user_id(value: object) -> int | str | None:
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str, type(None))):
+        raise EventError(f"user_id is {value!r} of type {type(value).__name__}; it must be an int, a str, a UUID or None")
+    return user_id_from_text(value) if isinstance(value, str) else value
+
+
+def user_id_from_text(text: str) -> int | str:
+    """The log keeps the user id as text; canonical integers come back as integers."""
+    return int(text) if _INTEGER.fullmatch(text) else text
+
+
+# Wire form ----------------------------------------------------------------------------------------------------------
+
+
+class Wire(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The members of the JSON object that travels. ``payload`` stays text; ``types`` is the sidecar of encoding.py."""
+
+    id: str
+    type: str
+    source: str
+    status: str = "pending"
+    schema: str | None = None
+    entity: str | None = None
+    operation: str | None = None
+    key: str | None = None
+    seq: int | None = None
+    schema_version: int = 1
+    user_id: str | int | None = None
+    session_id: str | None = None
+    instance_id: str | None = None
+    created_at: dt.datetime
+    processed_at: dt.datetime | None = None
+    completed_at: dt.datetime | None = None
+    error: str | None = None
+    retry_count: int = 0
+    metadata: msgspec.Raw = msgspec.Raw(b"{}")
+    types: dict[str, str] = {}  # noqa: RUF012 - msgspec gives each its own
+    payload: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_encoder = msgspec.json.Encoder()
+_wire = msgspec.json.Decoder(Wire)
+_any = msgspec.json.Decoder()
+_PLAIN = tuple(
+    name for name in Wire.__struct_fields__ if name not in {"id", "source", "status", "metadata", "types", "payload"}
+)
+
+
+def encode(event: Event) -> bytes:
+    """The wire form of an event."""
+    payload, metadata, types = encode_values(event)
+    wire = Wire(
+        id=str(event.id),
+        source=event.source.value,
+        status=event.status.value,
+        payload=msgspec.Raw(payload.encode()),
+        metadata=msgspec.Raw(metadata.encode()),
+        types=types,
+        **{name: getattr(event, name) for name in _PLAIN},
+    )
+    return _encoder.encode(wire)
+
+
+def encode_values(event: Event) -> tuple[str, str, encoding.Types]:
+    """``payload`` and ``metadata`` as JSON texts, with the sidecar that both share (pointers start at the event)."""
+    types: encoding.Types = {}
+    payload = encoding.dumps(encoding.lower(event.payload, "/payload", types))
+    metadata = encoding.dumps(encoding.lower(event.metadata, "/metadata", types))
+    return payload, metadata, types
+
+
+def decode(text: bytes | str) -> Event:
+    """The event that a wire form describes.
+
+    :raises EventError: where it is not one; the message says what is wrong and shows the beginning of the text.
+    """
+    try:
+        wire = _wire.decode(text)
+        payload, metadata = decode_values(wire.payload, wire.metadata, _encoder.encode(wire.types).decode() if wire.types else "")
+        return Event(
+            id=uuid.UUID(wire.id),
+            source=wire.source,  # type: ignore[arg-type]  # __post_init__ turns text into members
+            status=wire.status,  # type: ignore[arg-type]
+            payload=payload,
+            metadata=metadata,
+            **{name: getattr(wire, name) for name in _PLAIN},
+        )
+    except (msgspec.DecodeError, ValueError) as error:
+        shown = text[:80]
+        raise EventError(f"not an event: {error} in {shown!r}") from error
+
+
+def decode_values(payload: bytes | str | msgspec.Raw, metadata: bytes | str | msgspec.Raw | None, types: str | None) -> tuple[Any, dict[str, Any]]:
+    """Payload and metadata as Python values, from their JSON texts and the sidecar's text."""
+    value = _any.decode(payload)
+    about = _any.decode(metadata) if metadata else {}
+    if types:
+        lifted = encoding.lift({"payload": value, "metadata": about}, types)
+        return lifted["payload"], lifted["metadata"]
+    return value, about

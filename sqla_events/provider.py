@@ -1,0 +1,207 @@
+"""The contract between the broker and what carries its events. Implementations live in ``providers/``.
+
+Why so small: five members are enough for Watermill to run one conformance suite over all its brokers
+(``message/pubsub.go``), and every member more is one more thing that four implementations get subtly wrong.
+``Features`` says what a provider promises beyond the minimum and so chooses which conformance tests it must pass.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from .event import Event
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One event on its way out: what a transport routes by, and the wire form, which it never looks into."""
+
+    id: str
+    type: str
+    lane: str
+    """Messages of one lane keep their order: schema, entity and key of the event as one text."""
+    body: bytes
+    """Wire form, UTF-8 JSON."""
+    seq: int | None = None
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Messages in log order, with where they come from.
+
+    ``group``, ``partition`` and ``epoch`` name the relay's lease; ``position`` is what the relay will commit once the
+    batch is published. A provider with ``Features.idempotent_publish`` stores it together with the messages and
+    refuses an older epoch, so that a relay killed between publish and commit publishes nothing twice.
+    """
+
+    messages: Sequence[Message]
+    group: str = ""
+    partition: int = 0
+    epoch: int = 0
+    position: str = ""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a provider promises. Every provider: order per lane, at least once, groups are independent of each other."""
+
+    durable: bool
+    """Events survive a restart of every process of ours, and a group created later sees what is still kept."""
+    shared_groups: bool
+    """Several processes may consume one group and share its events."""
+    cross_process: bool
+    """Events reach other processes."""
+    log_is_transport: bool = False
+    """The events table itself carries the events: no relay, ``publish`` writes to the log."""
+    idempotent_publish: bool = False
+    """Publishing a batch again adds nothing."""
+    retry_survives_restart: bool = False
+    """Attempts and the time of the next one are kept with the event."""
+    provider_filter: bool = False
+    """Patterns are matched before events travel."""
+    max_message_bytes: int | None = None
+    """Larger bodies are PublishRejected; None: no limit of its own."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a handler did not take an event."""
+
+    subscription: str
+    error: str
+    traceback: str
+    attempts: int
+
+
+class Delivery(Protocol):
+    """One event handed to a consumer, which settles it exactly once: ``ack`` or, after trouble, ``bury`` then ``ack``.
+
+    The three calls do not wait: a provider collects them and makes them durable in order, soon, and at ``close``.
+    Settling in any order is fine. What is not settled comes back after a crash, to this consumer or another.
+    """
+
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def lane(self) -> str: ...
+
+    @property
+    def attempts(self) -> dict[str, int]:
+        """Failed attempts so far by subscription name, where ``retry_survives_restart``; else empty."""
+        ...
+
+    @property
+    def buried(self) -> frozenset[str]:
+        """Subscriptions that have given up on this event already."""
+        ...
+
+    @property
+    def only(self) -> str | None:
+        """The one subscription this delivery is for (a redriven dead letter, a replay); None: every matching one."""
+        ...
+
+    def event(self) -> Event:
+        """The event itself, decoded on demand.
+
+        :raises EventError: where the body is not an event; the consumer buries it.
+        """
+        ...
+
+    def ack(self) -> None:
+        """Done: never deliver it to this group again."""
+        ...
+
+    def retry(self, failure: Failure, delay: float) -> None:
+        """Still in hand, will be tried again in ``delay`` seconds: remember the attempt, keep it from others meanwhile."""
+        ...
+
+    def bury(self, failure: Failure) -> None:
+        """One subscription gives up: make it a dead letter of that subscription. ``ack`` still follows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Interest:
+    """What a consumer wants: a group's events that match any of the patterns."""
+
+    group: str
+    patterns: tuple[str, ...]
+    consumer: str
+    """This process's name within the group."""
+    prefetch: int
+    """At most this many unsettled deliveries are out at a time; the provider waits for ``ack`` beyond it."""
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """An event that a subscription gave up on."""
+
+    id: str
+    """Opaque; names this dead letter to ``redrive`` and ``discard``."""
+    group: str
+    subscription: str
+    event: Event
+    error: str
+    traceback: str
+    attempts: int
+    first_failed_at: dt.datetime
+    last_failed_at: dt.datetime
+
+
+class DeadLetters(Protocol):
+    """The dead letters of one provider. ``ids=None`` means every one of the group that matches ``pattern``."""
+
+    async def list(self, *, group: str | None = None, pattern: str = "*", limit: int = 100, after: str | None = None) -> Sequence[DeadLetter]:
+        """Oldest first; ``after`` is the id of the last one already seen."""
+        ...
+
+    async def redrive(self, ids: Sequence[str] | None = None, *, group: str | None = None, pattern: str = "*") -> int:
+        """Deliver them again, each to the subscription that gave up, with attempts counted afresh; returns how many."""
+        ...
+
+    async def discard(self, ids: Sequence[str] | None = None, *, group: str | None = None, pattern: str = "*") -> int:
+        """Forget them; returns how many."""
+        ...
+
+
+class Provider(Protocol):
+    """What carries events. Made from configuration by its factory, then ``open``, any number of calls, ``close``."""
+
+    @property
+    def features(self) -> Features: ...
+
+    @property
+    def dead_letters(self) -> DeadLetters: ...
+
+    async def open(self) -> None:
+        """Connect and create what is missing.
+
+        :raises ProviderUnavailable: if the transport does not answer; the broker tries again with back-off.
+        """
+        ...
+
+    async def publish(self, batch: Batch) -> None:
+        """Store every message, in order; return when all are as safe as the transport makes them.
+
+        :raises ProviderUnavailable: some or none are stored, the caller publishes the whole batch again.
+        :raises PublishRejected: names one message; none of the batch counts as published, the caller publishes it
+            again without that one.
+        :raises LeaseLost: a newer epoch has published (only with ``idempotent_publish``).
+        """
+        ...
+
+    def consume(self, interest: Interest) -> AsyncIterator[Sequence[Delivery]]:
+        """Deliver the group's events from where it left off, oldest first, in batches, for ever.
+
+        Per lane, a delivery comes only after those before it were delivered; closing the iterator settles what was
+        acked and gives the rest back. Reconnects by itself; raises only what trying again cannot mend.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Make every settled delivery durable and let go of every connection. May be called twice."""
+        ...
