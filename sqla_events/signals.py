@@ -1,0 +1,120 @@
+"""Facts: what the parts report having done, as frozen values. Metrics, logging and tracing listen; logic never calls them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+logger = logging.getLogger("sqla_events")
+
+
+class Fact(msgspec.Struct, frozen=True):
+    """The root of the facts below."""
+
+
+class Published(Fact, frozen=True):
+    """Events were written to the log, or to a provider that has none. Captured ones count when their transaction commits."""
+
+    source: str
+    type: str
+    count: int = 1
+
+
+class Processed(Fact, frozen=True):
+    """One subscription is through with one event. ``status`` is completed or failed, ``duration`` the last attempt's seconds."""
+
+    source: str
+    type: str
+    status: str
+    duration: float
+    group: str
+    subscription: str
+
+
+class Retrying(Fact, frozen=True):
+    """A handler failed and will have the event again in ``delay`` seconds."""
+
+    type: str
+    group: str
+    subscription: str
+    attempts: int
+    delay: float
+    error: str
+
+
+class Buried(Fact, frozen=True):
+    """A subscription, or a relay, gave up on an event: it is a dead letter now."""
+
+    type: str
+    group: str
+    subscription: str
+    error: str
+
+
+class Queued(Fact, frozen=True):
+    """How many deliveries of a group are in hand in this process."""
+
+    group: str
+    size: int
+
+
+class Relayed(Fact, frozen=True):
+    """A relay published a batch and committed its position."""
+
+    group: str
+    partition: int
+    count: int
+    duration: float
+
+
+class Leased(Fact, frozen=True):
+    """A partition's lease was taken (``held``) or given up or lost."""
+
+    group: str
+    partition: int
+    epoch: int
+    held: bool
+
+
+class Unavailable(Fact, frozen=True):
+    """Something outside does not answer; it is tried again in ``delay`` seconds."""
+
+    what: str
+    error: str
+    delay: float
+
+
+class Gap(Fact, frozen=True):
+    """A write passed that capture cannot turn into events (text SQL, a data-modifying CTE under a SELECT)."""
+
+    statement: str
+    reason: str
+
+
+class Signals:
+    """Listeners of facts. A listener that raises is logged and disturbs nobody."""
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Callable[[Fact], object], ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether anybody listens: the hot path asks before it makes a fact."""
+        return bool(self._listeners)
+
+    def subscribe(self, listener: Callable[[Fact], object]) -> Callable[[], None]:
+        """Call ``listener`` with every fact, on whatever thread it happens; returns what ends that."""
+        self._listeners = (*self._listeners, listener)
+        return lambda: self._drop(listener)
+
+    def _drop(self, listener: Callable[[Fact], object]) -> None:
+        self._listeners = tuple(other for other in self._listeners if other is not listener)
+
+    def emit(self, fact: Fact) -> None:
+        """Tell every listener."""
+        for listener in self._listeners:
+            try:
+                listener(fact)
+            except Exception:
+                logger.exception("a listener of facts failed on %r", fact)
