@@ -20,7 +20,7 @@ Handler = Callable[[Event], Any]
 """What a user writes: a function or a coroutine function of one event. What it returns is ignored."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subscription:
     """One handler's interest within a consumer group."""
 

@@ -1,0 +1,343 @@
+"""From deliveries to handlers: match, line up, attempt, retry or bury, acknowledge.
+
+Lanes. What must stay in order lines up: one lane for each subscription and row (:func:`event.lane_of`). Only the head
+of a lane is ever with a worker, so events of one row never run out of order or at the same time, while a row that waits
+for its retry holds up neither a worker, nor another row, nor another subscription of the same event.
+
+A delivery is acknowledged when every subscription is through with it: completed, or buried as a dead letter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from .errors import EventError, Reject, RetryLater
+from .event import Event
+from .provider import Delivery, Failure, Interest, Provider
+from .retry import Attempts
+from .signals import Buried, Processed, Queued, Retrying, Signals
+from .subscription import Subscription, Subscriptions
+from .workers import Tasks, Threads
+
+
+@dataclass(frozen=True)
+class ConsumerSettings:
+    """How one process consumes a group."""
+
+    consumer: str
+    """This process's name."""
+    worker_count: int = 10
+    """Handlers that run at the same time: so many coroutines, and so many threads for plain functions."""
+    buffer_size: int = 1000
+    """Deliveries in hand at most."""
+
+
+class _Track:
+    """A delivery in hand: how many subscriptions are not through with it, and its event once somebody needed it."""
+
+    __slots__ = ("_event", "delivery", "pending")
+
+    def __init__(self, delivery: Delivery, pending: int) -> None:
+        self.delivery = delivery
+        self.pending = pending
+        self._event: Event | None = None
+
+    @property
+    def event(self) -> Event:
+        if self._event is None:
+            self._event = self.delivery.event()
+        return self._event
+
+
+class _Job:
+    """One subscription's turn with one delivery; carries the outcome of its last attempt."""
+
+    __slots__ = ("answer", "duration", "error", "lane", "subscription", "track")
+
+    def __init__(self, track: _Track, subscription: Subscription, lane: tuple[str, str]) -> None:
+        self.track = track
+        self.subscription = subscription
+        self.lane = lane
+        self.error: BaseException | None = None
+        self.duration = 0.0
+        self.answer: asyncio.Future[None] | None = None
+        """Set while a retry controller, and not the lane, waits for the outcome."""
+
+    def call(self) -> None:
+        started = time.perf_counter()
+        try:
+            answer = self.subscription.handler(self._event())
+            self.error = None if answer is None else _unawaited(answer, self.subscription)
+        except BaseException as error:  # SystemExit in a handler must not end a worker
+            self.error = error
+        self.duration = time.perf_counter() - started
+
+    async def call_async(self) -> None:
+        started = time.perf_counter()
+        try:
+            if self.subscription.timeout is None:
+                await self.subscription.handler(self._event())
+            else:
+                async with asyncio.timeout(self.subscription.timeout):
+                    await self.subscription.handler(self._event())
+            self.error = None
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            self.error = RuntimeError("what the handler awaited was cancelled")  # its failure, not our end
+        except Exception as error:
+            self.error = error
+        self.duration = time.perf_counter() - started
+
+    def _event(self) -> Event:
+        try:
+            return self.track.event
+        except EventError as error:  # no attempt will ever make it readable
+            raise Reject(f"the event cannot be decoded: {error}") from error
+
+
+def _unawaited(answer: object, subscription: Subscription) -> BaseException | None:
+    if not inspect.isawaitable(answer):
+        return None
+    if inspect.iscoroutine(answer):
+        answer.close()
+    return Reject(f"subscription {subscription.name!r} is a plain function that returned an awaitable; make it 'async def'")
+
+
+class _Stopping(Exception):  # noqa: N818 - ends a retry controller's wait, no error
+    pass
+
+
+class Consumer:
+    """Runs the handlers of one group on one provider until it is stopped."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        group: str,
+        subscriptions: Subscriptions,
+        settings: ConsumerSettings,
+        signals: Signals,
+        on_settled: Callable[[Event, BaseException | None], None] | None = None,
+    ) -> None:
+        self._provider = provider
+        self._group = group
+        self._subscriptions = subscriptions
+        self._settings = settings
+        self._signals = signals
+        self._on_settled = on_settled
+        self._lanes: dict[tuple[str, str], deque[_Job]] = {}
+        self._in_hand = 0
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = asyncio.Event()
+        self._retries: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(settings.worker_count, self._done)
+        self._threads = Threads(settings.worker_count, self._done)
+
+    async def run(self, drain: float = 30.0) -> None:
+        """Consume until :meth:`stop`, then let what runs and what is lined up finish within ``drain`` seconds.
+
+        What is not through by then, and what waits for a retry, is given back: it comes again after the next start.
+        """
+        stream = cast("AsyncGenerator[Sequence[Delivery], None]", self._provider.consume(self._interest()))
+        try:
+            await self._take_in(stream, drain)
+        finally:
+            await self._end(stream)
+
+    def stop(self) -> None:
+        """Take in nothing more; :meth:`run` ends when the rest is done."""
+        self._stopping.set()
+
+    @property
+    def in_hand(self) -> int:
+        """Deliveries that are not acknowledged yet."""
+        return self._in_hand
+
+    def _interest(self) -> Interest:
+        return Interest(self._group, self._subscriptions.patterns, self._settings.consumer, self._settings.buffer_size)
+
+    async def _take_in(self, stream: AsyncGenerator[Sequence[Delivery], None], drain: float) -> None:
+        stopping = asyncio.create_task(self._stopping.wait())
+        coming = asyncio.ensure_future(anext(stream))
+        try:
+            while True:
+                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if stopping.done():
+                    break
+                self._receive(coming.result())
+                coming = asyncio.ensure_future(anext(stream))
+            await self._drained(drain)  # the stream stays open meanwhile, so that these are still acknowledged
+        finally:
+            stopping.cancel()
+            coming.cancel()
+            await asyncio.gather(coming, stopping, return_exceptions=True)
+
+    async def _drained(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while self._running or self._retries:
+                    await self._idle.wait()
+                    if self._retries:  # those that sleep end at once, the others with the attempt they are in
+                        await asyncio.wait(self._retries)
+        except TimeoutError:
+            return
+
+    async def _end(self, stream: AsyncGenerator[Sequence[Delivery], None]) -> None:
+        for task in list(self._retries):
+            task.cancel()
+        await self._tasks.stop()
+        await self._threads.stop()
+        await stream.aclose()
+
+    # One delivery's way ------------------------------------------------------------------------------------------
+
+    def _receive(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._line_up(delivery)
+        if self._signals:
+            self._signals.emit(Queued(self._group, self._in_hand))
+
+    def _line_up(self, delivery: Delivery) -> None:
+        wanting = self._wanting(delivery)
+        if not wanting:
+            delivery.ack()
+            return
+        self._in_hand += 1
+        track = _Track(delivery, len(wanting))
+        for subscription in wanting:
+            lane = (subscription.name, delivery.lane)
+            job = _Job(track, subscription, lane)
+            waiting = self._lanes.get(lane)
+            if waiting is None:
+                self._lanes[lane] = deque()
+                self._start(job)
+            else:
+                waiting.append(job)
+
+    def _wanting(self, delivery: Delivery) -> Sequence[Subscription]:
+        wanting: Sequence[Subscription] = self._subscriptions.matching(delivery.type)
+        if delivery.only is not None:
+            wanting = [one for one in wanting if one.name == delivery.only]
+        if delivery.buried:
+            wanting = [one for one in wanting if one.name not in delivery.buried]
+        return wanting
+
+    def _start(self, job: _Job) -> None:
+        self._running += 1
+        self._idle.clear()
+        (self._tasks if job.subscription.is_async else self._threads).put(job)
+
+    def _done(self, job: _Job) -> None:
+        """An attempt is over: on to its retry controller if it has one, else decide."""
+        self._running -= 1
+        self._decide(job)
+        if not self._running:
+            self._idle.set()
+
+    def _decide(self, job: _Job) -> None:
+        if job.answer is not None:
+            if not job.answer.done():
+                job.answer.set_result(None)
+        elif job.error is None:
+            self._through(job)
+        else:
+            task = asyncio.create_task(self._retry(job), name=f"sqla-events-retry-{job.subscription.name}")
+            self._retries.add(task)
+            task.add_done_callback(self._retries.discard)
+
+    async def _retry(self, job: _Job) -> None:
+        """Drive a job whose first attempt failed through tenacity until it is through; the lane waits, no worker does."""
+        subscription, delivery = job.subscription, job.track.delivery
+        attempts = Attempts(subscription.policy, delivery.attempts.get(subscription.name, 0), subscription.retry_on)
+
+        async def attempt() -> None:
+            if job.answer is None:
+                job.answer = asyncio.get_running_loop().create_future()  # the first failure is in job.error already
+            else:
+                job.answer = asyncio.get_running_loop().create_future()
+                self._start(job)
+                await job.answer
+            if job.error is not None:
+                attempts.note(job.error)
+                raise job.error
+
+        def before_sleep(delay: float, error: BaseException) -> None:
+            delivery.retry(_failure(subscription, attempts.failed, error), delay)
+            self._signals.emit(Retrying(delivery.type, self._group, subscription.name, attempts.failed, delay, _text(error)))
+
+        try:
+            await attempts.retrying(self._pause, before_sleep)(attempt)
+        except (_Stopping, asyncio.CancelledError):
+            return  # given back: its lane stays held, so that nothing behind it overtakes
+        except BaseException:
+            self._bury(job, attempts.failed)
+        self._through(job)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+        raise _Stopping
+
+    def _bury(self, job: _Job, failed: int) -> None:
+        assert job.error is not None
+        subscription, delivery = job.subscription, job.track.delivery
+        delivery.bury(_failure(subscription, failed, job.error))
+        self._signals.emit(Buried(delivery.type, self._group, subscription.name, _text(job.error)))
+
+    def _through(self, job: _Job) -> None:
+        """One subscription is through with one delivery: the next of its lane, and the acknowledgement if it was the last."""
+        if self._signals:
+            self._tell(job)
+        waiting = self._lanes[job.lane]
+        if waiting:
+            self._start(waiting.popleft())
+        else:
+            del self._lanes[job.lane]
+        track = job.track
+        track.pending -= 1
+        if self._on_settled is not None and (job.error is not None or not track.pending):
+            self._report(track, job.error)
+        if not track.pending:
+            track.delivery.ack()
+            self._in_hand -= 1
+
+    def _report(self, track: _Track, error: BaseException | None) -> None:
+        assert self._on_settled is not None
+        try:
+            event = track.event
+        except Exception:
+            return  # not decodable: buried as such, and nobody here published it
+        self._on_settled(event, error)
+
+    def _tell(self, job: _Job) -> None:
+        status = "completed" if job.error is None else "failed"
+        try:
+            source = str(job.track.event.source)
+        except Exception:
+            source = "unknown"
+        subscription = job.subscription.name
+        self._signals.emit(Processed(source, job.track.delivery.type, status, job.duration, self._group, subscription))
+
+
+def _failure(subscription: Subscription, failed: int, error: BaseException) -> Failure:
+    trace = "".join(traceback.format_exception(error))
+    return Failure(subscription.name, _text(error), trace, failed)
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, (Reject, RetryLater)) and error.args:
+        return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
