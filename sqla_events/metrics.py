@@ -1,0 +1,72 @@
+"""Prometheus metrics, fed by facts. The names are the event broker's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from .signals import Buried, Fact, Processed, Published, Queued, Relayed, Retrying, Signals, Unavailable
+
+
+class Metrics:
+    """The collectors of one registry, and what turns facts into them.
+
+    Several brokers of one process share the collectors of a registry.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.published = Counter(
+            "eventbroker_events_published_total", "Events captured or published, when committed", ["source", "type"], registry=registry
+        )
+        self.processed = Counter(
+            "eventbroker_events_processed_total", "Events that a subscription is through with", ["source", "type", "status"], registry=registry
+        )
+        self.duration = Histogram(
+            "eventbroker_event_processing_duration_seconds", "Time in the handler, last attempt", ["source", "type"], registry=registry
+        )
+        self.queue = Gauge("eventbroker_queue_size", "Deliveries in hand in this process", registry=registry)
+        self.retries = Counter("eventbroker_retries_total", "Attempts that failed and will be repeated", ["type"], registry=registry)
+        self.dead = Counter("eventbroker_dead_letters_total", "Events given up on", ["type", "subscription"], registry=registry)
+        self.relayed = Counter("eventbroker_relayed_events_total", "Events published by a relay", ["group"], registry=registry)
+        self.unavailable = Counter("eventbroker_unavailable_total", "Failed calls to something outside", ["what"], registry=registry)
+        self._sizes: dict[str, int] = {}
+        self._children: dict[tuple[Any, ...], Any] = {}
+        self._rules: dict[type[Fact], Callable[[Any], object]] = {
+            Published: self._on_published,
+            Processed: self._on_processed,
+            Queued: self._on_queued,
+            Retrying: lambda fact: self.retries.labels(fact.type).inc(),
+            Buried: lambda fact: self.dead.labels(fact.type, fact.subscription).inc(),
+            Relayed: lambda fact: self.relayed.labels(fact.group).inc(fact.count),
+            Unavailable: lambda fact: self.unavailable.labels(fact.what).inc(),
+        }
+
+    def attach(self, signals: Signals) -> Callable[[], None]:
+        """Count what these signals tell from now on; returns what ends that."""
+        return signals.subscribe(self.note)
+
+    def note(self, fact: Fact) -> None:
+        """Count one fact."""
+        rule = self._rules.get(type(fact))
+        if rule is not None:
+            rule(fact)
+
+    def _child(self, collector: Any, *labels: str) -> Any:
+        """A labelled child, looked up once: ``labels()`` takes a lock and costs more than counting."""
+        child = self._children.get((collector, labels))
+        if child is None:
+            child = self._children[(collector, labels)] = collector.labels(*labels)
+        return child
+
+    def _on_published(self, fact: Published) -> None:
+        self._child(self.published, fact.source, fact.type).inc(fact.count)
+
+    def _on_processed(self, fact: Processed) -> None:
+        self._child(self.processed, fact.source, fact.type, fact.status).inc()
+        self._child(self.duration, fact.source, fact.type).observe(fact.duration)
+
+    def _on_queued(self, fact: Queued) -> None:
+        self._sizes[fact.group] = fact.size
+        self.queue.set(sum(self._sizes.values()))
