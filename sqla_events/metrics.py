@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -70,3 +71,9 @@ class Metrics:
     def _on_queued(self, fact: Queued) -> None:
         self._sizes[fact.group] = fact.size
         self.queue.set(sum(self._sizes.values()))
+
+
+@lru_cache(maxsize=None)
+def shared_metrics(registry: CollectorRegistry = REGISTRY) -> Metrics:
+    """The metrics of a registry, made once: collectors can be registered only once under a name."""
+    return Metrics(registry)

@@ -7,11 +7,20 @@ jobs from one queue and returns outcomes through another, and wakes the loop onc
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
+
+
+_handling: contextvars.ContextVar[bool] = contextvars.ContextVar("sqla_events_handling", default=False)
+
+
+def in_handler() -> bool:
+    """Whether the caller runs inside a handler: it must not wait there for handlers."""
+    return _handling.get()
 
 
 class Job(Protocol):
@@ -43,6 +52,7 @@ class Tasks:
 
     async def _work(self) -> None:
         turns = 0
+        _handling.set(True)
         while True:
             job = await self._jobs.get()
             await job.call_async()
@@ -83,6 +93,7 @@ class Threads:
         return thread
 
     def _work(self) -> None:
+        _handling.set(True)
         while (job := self._jobs.get()) is not None:
             job.call()
             self._finished.append(job)

@@ -1,0 +1,275 @@
+"""The broker: what an application holds. It captures, publishes, subscribes, and runs in whichever way the app runs.
+
+* ``broker.start()`` / ``broker.stop()``: a background thread with a loop of its own; for synchronous applications.
+* ``async with broker``: on the running loop; for asyncio applications.
+* ``broker.run()``: in the foreground until SIGINT or SIGTERM; for worker processes.
+
+Whoever only captures (a web process whose relay runs elsewhere) calls none of these.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from .bridge import Doorbell, LoopThread, run_until_signal
+from .capture import Capture
+from .config import Config
+from .errors import ConfigError
+from .event import Event
+from .publisher import Publisher
+from .publishing import Receipt
+from .retry import RetryPolicy
+from .runtime import Runtime
+from .schema import Names, Tables
+from .signals import Signals
+from .subscription import Handler, Subscription, Subscriptions, name_of, patterns_of
+
+H = TypeVar("H", bound=Handler)
+
+
+class Broker:
+    """Events of one engine, or of one transport where there is no database.
+
+    Thread-safe. Guarantees: an event is in the log exactly if its transaction committed; every group gets every event
+    at least once; the events of one row in the order of their commits.
+
+    :param config: everything that can be set; see docs/configuration.md.
+    :param engine: the application's Engine or AsyncEngine; None for a process that only consumes or publishes over
+        Redis or NATS.
+    :raises ConfigError: for a configuration that cannot work with this engine.
+    """
+
+    def __init__(self, config: Config, engine: Engine | AsyncEngine | None = None) -> None:
+        self.config = config
+        self.engine = engine
+        self.signals = Signals()
+        self.tables = Tables(Names(config.database.table_name, config.database.schema))
+        self._doorbell = Doorbell()
+        self._groups: dict[str, Subscriptions] = {}
+        self._lock = threading.RLock()
+        self._runtime: Runtime | None = None
+        self._thread: LoopThread | None = None
+        self._publisher = Publisher(
+            config, engine, self.tables, self.signals, self._groups, lambda: self._runtime, self._doorbell.ring
+        )
+        self._capture = self._make_capture()
+
+    def _make_capture(self) -> Capture | None:
+        if self.engine is None:
+            return None
+        return Capture(
+            self.engine, self.config.capture, self.tables, self.config.instance_id, self._publisher.committed, self.signals
+        )
+
+    # Capture -----------------------------------------------------------------------------------------------------
+
+    def install(self) -> Broker:
+        """Capture from now on; doing it again changes nothing. ``install_crud_hooks`` calls it."""
+        if self._capture is not None and self.config.enabled:
+            self._capture.install()
+        return self
+
+    def uninstall(self) -> None:
+        """Stop, and take every hook off the engine again."""
+        self.stop()
+        if self._capture is not None:
+            self._capture.uninstall()
+
+    # Subscribe ---------------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        *targets: Any,
+        handler: H | None = None,
+        group: str | None = None,
+        name: str | None = None,
+        retry_policy: RetryPolicy | None = None,
+        timeout: float | None = None,
+        retry_on: tuple[type[BaseException], ...] = (Exception,),
+    ) -> Any:
+        """Have a handler called with every event that matches; as a decorator, or with ``handler=``.
+
+        ::
+
+            @broker.subscribe("public.users.*", "*.*.delete")
+            def handler(event): ...
+
+            broker.subscribe(User, "update", handler=notify)
+
+        :param targets: patterns; or a mapped class or Table, then operations (none: all of them).
+        :param handler: a function or coroutine function of one event.
+        :param group: consumer group; the configured one unless given. Each group gets every event once, whatever the
+            number of its processes; all processes of a group must subscribe alike.
+        :param name: names the subscription in retries and dead letters; the handler's own name unless given.
+        :param retry_policy: instead of the configured one.
+        :param timeout: seconds an attempt may take (coroutine functions only).
+        :param retry_on: exceptions worth another attempt; the others make a dead letter at once.
+        :returns: the handler.
+        :raises EventError: for a pattern that is not one.
+        :raises ConfigError: for a name that the group has already, or a timeout that cannot be kept.
+        """
+        if handler is None and len(targets) == 1 and _is_bare_handler(targets[0]):
+            raise ConfigError("write @broker.subscribe('pattern') with a pattern, not @broker.subscribe")
+
+        def decorate(function: H) -> H:
+            self._add(function, targets, group, name, retry_policy, timeout, retry_on)
+            return function
+
+        return decorate if handler is None else decorate(handler)
+
+    def _add(
+        self,
+        handler: Handler,
+        targets: Sequence[Any],
+        group: str | None,
+        name: str | None,
+        policy: RetryPolicy | None,
+        timeout: float | None,
+        retry_on: tuple[type[BaseException], ...],
+    ) -> None:
+        group = group or self.config.consumer_group
+        with self._lock:
+            subscriptions = self._groups.setdefault(group, Subscriptions())
+            subscription = Subscription(
+                name or subscriptions.free_name(name_of(handler)),
+                patterns_of(targets, self.config.capture.default_schema),
+                handler,
+                group,
+                policy or self.config.retry_policy,
+                timeout,
+                retry_on,
+            )
+            if timeout is None and subscription.is_async and self.config.handler_timeout is not None:
+                subscription = _with_timeout(subscription, self.config.handler_timeout)
+            subscriptions.add(subscription)
+        self._resubscribe(group)
+
+    def unsubscribe(self, handler: Handler, group: str | None = None) -> None:
+        """Take every subscription of this handler out of the group. Events in hand are still finished."""
+        group = group or self.config.consumer_group
+        with self._lock:
+            subscriptions = self._groups.get(group, Subscriptions())
+            for subscription in [one for one in subscriptions if one.handler is handler]:
+                subscriptions.remove(subscription.name)
+        self._resubscribe(group)
+
+    def _resubscribe(self, group: str) -> None:
+        runtime, thread = self._runtime, self._thread
+        if runtime is None:
+            return
+        if thread is not None:
+            thread.call_soon(runtime.consume, group)
+        else:
+            runtime.consume(group)
+
+    # Publish -----------------------------------------------------------------------------------------------------
+
+    def publish(self, event: Event | str, payload: Any = None, *, session: Any = None, **fields: Any) -> Receipt:
+        """Publish one event: as :meth:`publish_sync` in mode ``sync``, as :meth:`publish_async` in mode ``async``.
+
+        :param event: an Event, or a type; with a type, ``payload`` and ``fields`` are the event's.
+        :param session: a Session, AsyncSession, Connection or AsyncConnection: the event becomes part of its
+            transaction, and is an event only if that commits. For the async ones, await what is returned.
+        :returns: a receipt: ``.event``, ``.result(timeout)``, and awaitable.
+        :raises EventError: for an event that is not valid.
+        """
+        if self.config.mode == "sync" and session is None:
+            return self.publish_sync(event, payload, **fields)
+        return self.publish_async(event, payload, session=session, **fields)
+
+    def publish_async(self, event: Event | str, payload: Any = None, *, session: Any = None, **fields: Any) -> Receipt:
+        """Publish without waiting; the receipt is done when the event is stored durably (with ``session``: written in it).
+
+        :raises ProviderUnavailable: (from the receipt) if it could not be stored.
+        """
+        return self._publisher.publish(self._publisher.make(event, payload, fields), session)
+
+    def publish_sync(self, event: Event | str, payload: Any = None, **fields: Any) -> Receipt:
+        """Publish and wait until every subscription of this broker's groups is through with it.
+
+        In a coroutine, await the receipt; elsewhere the call itself blocks.
+
+        :raises DeliveryFailed: if a handler failed for good; the event is a dead letter of its subscription.
+        """
+        return self._publisher.publish_and_wait(self._publisher.make(event, payload, fields))
+
+    # Run ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Broker:
+        """Relay and consume in a background thread until :meth:`stop`; doing it again changes nothing.
+
+        :raises SchemaError: if the event tables are missing or outdated; the message names the command.
+        """
+        with self._lock:
+            if self._runtime is not None or not self.config.enabled:
+                return self
+            thread = LoopThread("sqla-events")
+            try:
+                self._runtime = thread.call(self._open()).result()
+            except BaseException:
+                thread.stop()
+                raise
+            self._thread = thread
+        return self
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Take in nothing more, let handlers finish within ``timeout`` seconds (``shutdown_timeout``), settle, end.
+
+        What is not finished by then comes again after the next start. Does nothing if the broker does not run.
+        """
+        with self._lock:
+            runtime, thread = self._runtime, self._thread
+            if runtime is None or thread is None:
+                return
+            self._runtime = self._thread = None
+        try:
+            thread.call(runtime.close(self._drain(timeout))).result()
+        finally:
+            thread.stop()
+
+    def run(self) -> None:
+        """Relay and consume in the foreground until SIGINT or SIGTERM, then stop gracefully."""
+        run_until_signal(self)
+
+    async def __aenter__(self) -> Broker:
+        """Relay and consume on the running loop."""
+        if self._runtime is not None:
+            raise ConfigError("this broker runs already; stop() it first")
+        if self.config.enabled:
+            self._runtime = await self._open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            await runtime.close(self._drain(None))
+
+    async def _open(self) -> Runtime:
+        runtime = Runtime(
+            self.config, self.engine, self.tables, self._groups, self.signals, self._doorbell, self._publisher.settled
+        )
+        await runtime.open()
+        return runtime
+
+    def _drain(self, timeout: float | None) -> float:
+        return self.config.shutdown_timeout if timeout is None else timeout
+
+    @property
+    def running(self) -> bool:
+        """Whether it relays and consumes now."""
+        return self._runtime is not None
+
+
+def _is_bare_handler(target: Any) -> bool:
+    return callable(target) and not isinstance(target, type) and not hasattr(target, "__table__")
+
+
+def _with_timeout(subscription: Subscription, timeout: float) -> Subscription:
+    return replace(subscription, timeout=timeout)

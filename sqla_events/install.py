@@ -1,0 +1,67 @@
+"""``install_crud_hooks``: the one call that an existing application adds."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from .broker import Broker
+from .config import Config
+from .errors import ConfigError
+from .metrics import shared_metrics
+
+_installed: WeakKeyDictionary[Engine, Broker] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def install_crud_hooks(
+    engine: Engine | AsyncEngine,
+    config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> Broker:
+    """Capture every insert, update and delete made through this engine as an event, from now on.
+
+    ::
+
+        broker = install_crud_hooks(engine, {"provider": "memory"})
+
+        @broker.subscribe("public.users.*")
+        def handler(event): ...
+
+        broker.start()
+
+    :param engine: the application's Engine or AsyncEngine. Its database must have the event tables
+        (``sqla-events migrate URL``).
+    :param config: a Config, a dict, the path of a YAML file, or a provider URL (``redis://…``, ``nats://…``);
+        without it, the environment (``SQLA_EVENTS_…``) and the defaults.
+    :param settings: single settings; they win over ``config``.
+    :returns: the broker of this engine. Calling again with an equal configuration returns the same one.
+    :raises ConfigError: if a setting is wrong, the engine is in AUTOCOMMIT or of a database that is not supported, or
+        hooks with another configuration are installed.
+    """
+    if not isinstance(engine, (Engine, AsyncEngine)):
+        raise ConfigError(f"engine is {engine!r}; it must be a SQLAlchemy Engine or AsyncEngine")
+    loaded = Config.load(config, **settings)
+    key = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    with _lock:
+        broker = _installed.get(key)
+        if broker is not None and broker.installed:
+            return _same(broker, loaded)
+        broker = Broker(loaded, engine)
+        shared_metrics().attach(broker.signals)
+        _installed[key] = broker.install()
+        return broker
+
+
+def _same(broker: Broker, config: Config) -> Broker:
+    if broker.config != config:
+        raise ConfigError(
+            "hooks are installed on this engine with another configuration; call uninstall() on that broker first"
+        )
+    return broker

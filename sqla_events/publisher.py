@@ -1,0 +1,171 @@
+"""Where a published event goes: into a caller's transaction, into one of its own, or straight to the provider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session, scoped_session
+
+from . import context, log
+from .bridge import in_coroutine, wait_for
+from .config import Config
+from .errors import ConfigError
+from .event import Event, encode, lane_of
+from .provider import Batch, Message
+from .publishing import Receipt, Waiters, filled, make_event
+from .runtime import Runtime
+from .schema import Tables
+from .signals import Published, Signals, logger
+from .subscription import Subscriptions
+from .workers import in_handler
+
+
+class Publisher:
+    """Publishes for one broker, and waits for handlers where somebody asked to (``publish_sync``, mode ``sync``)."""
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine | AsyncEngine | None,
+        tables: Tables,
+        signals: Signals,
+        groups: Mapping[str, Subscriptions],
+        runtime: Callable[[], Runtime | None],
+        ring: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._tables = tables
+        self._signals = signals
+        self._groups = groups
+        self._runtime = runtime
+        self._ring = ring
+        self._waiters = Waiters()
+
+    def make(self, event: Event | str, payload: Any, fields: dict[str, Any]) -> Event:
+        """The event asked for, with user, session and metadata of the surrounding ``event_context`` and our instance id."""
+        about = context.current()
+        defaults = {
+            "user_id": about.user_id,
+            "session_id": about.session_id,
+            "metadata": about.metadata,
+            "instance_id": self._config.instance_id,
+        }
+        return filled(make_event(event, payload, fields), defaults)
+
+    # Three places ------------------------------------------------------------------------------------------------
+
+    def publish(self, event: Event, session: Any = None) -> Receipt:
+        """Into the session's transaction, or on its own where there is none."""
+        if session is None:
+            return Receipt(event, self._alone(event))
+        if isinstance(session, (AsyncSession, AsyncConnection)):
+            return Receipt(event, lambda: session.run_sync(self._inside, event))
+        self._inside(session, event)
+        return Receipt(event)
+
+    def _inside(self, session: Session | scoped_session[Session] | Connection, event: Event) -> None:
+        connection = session if isinstance(session, Connection) else self._connection_of(session)
+        log.append(connection, self._tables, [event])
+        context.wrote(connection, event)
+
+    def _connection_of(self, session: Session | scoped_session[Session]) -> Connection:
+        if not isinstance(session, (Session, scoped_session)):
+            raise ConfigError(f"session is {session!r}; it must be a Session, AsyncSession, Connection or AsyncConnection")
+        session.flush()  # what the session changed before comes before the event in the log
+        if self._engine is None or isinstance(session.get_bind(), Connection):
+            return session.connection()
+        engine = self._engine.sync_engine if isinstance(self._engine, AsyncEngine) else self._engine
+        return session.connection(bind_arguments={"bind": engine})
+
+    def _alone(self, event: Event) -> Future[None]:
+        runtime = self._runtime()
+        if runtime is not None:
+            return runtime.writer.put(event)
+        if not isinstance(self._engine, Engine):
+            raise ConfigError(
+                "publishing without session= needs a running broker here; call start(), or use 'async with broker', or give session="
+            )
+        with self._engine.begin() as connection:
+            log.append(connection, self._tables, [event])
+        self.stored([event])
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def stored(self, events: Sequence[Event]) -> None:
+        """Events are in the log, or at the provider: count them and wake whoever reads."""
+        for event in events:
+            self._signals.emit(Published(str(event.source), event.type))
+        self._ring()
+
+    # Waiting for handlers ----------------------------------------------------------------------------------------
+
+    def publish_and_wait(self, event: Event) -> Receipt:
+        """Publish on its own and wait until this broker's groups are through with it."""
+        runtime = self._runtime()
+        if runtime is None:
+            raise ConfigError("publish_sync waits for handlers, and this broker does not run; call start() or use 'async with broker'")
+        handled = self._waiters.expect([(event.id, self._interested(event.type))])
+        stored = runtime.writer.put(event)
+        outcome = _both(stored, handled)
+        outcome.add_done_callback(lambda _: self._waiters.forget(handled))
+        if not in_coroutine():
+            outcome.result()
+        return Receipt(event, outcome)
+
+    def _interested(self, event_type: str) -> int:
+        return sum(1 for subscriptions in self._groups.values() if subscriptions.matching(event_type))
+
+    def settled(self, event: Event, error: BaseException | None) -> None:
+        """A consumer of ours is through with an event."""
+        if self._waiters:
+            self._waiters.settled(event, error)
+
+    def committed(self, written: Sequence[tuple[Any, str]]) -> None:
+        """A transaction that wrote events (id, type) is committed: wake the reader; in mode ``sync`` wait for the handlers."""
+        if self._config.mode != "sync" or self._runtime() is None or in_handler():
+            self._ring()
+            return
+        handled = self._waiters.expect([(event_id, self._interested(event_type)) for event_id, event_type in written])
+        self._ring()
+        try:
+            wait_for(handled, self._config.sync_timeout)
+        except TimeoutError:
+            logger.warning("commit returns although its handlers are not through after %s s (sync_timeout)", self._config.sync_timeout)
+        except Exception as error:  # committed is committed: the failure is a dead letter, not the committer's
+            logger.warning("%s", error)
+        finally:
+            self._waiters.forget(handled)
+
+
+def _both(first: Future[None], second: Future[None]) -> Future[None]:
+    """Done when both are; fails as soon as one fails."""
+    outcome: Future[None] = Future()
+
+    def settle(done: Future[None]) -> None:
+        if outcome.done():
+            return
+        error = done.exception()
+        if error is not None:
+            outcome.set_exception(error)
+        elif first.done() and second.done():
+            outcome.set_result(None)
+
+    first.add_done_callback(settle)
+    second.add_done_callback(settle)
+    return outcome
+
+
+def message_of(event: Event) -> Message:
+    """An event on its way out without a log."""
+    return Message(str(event.id), event.type, lane_of(event.schema, event.entity, event.key, str(event.id)), encode(event))
+
+
+def batch_of(events: Sequence[Event]) -> Batch:
+    """Events published by hand to a provider that has no log of ours behind it."""
+    return Batch([message_of(event) for event in events])

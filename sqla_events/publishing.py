@@ -1,0 +1,197 @@
+"""Publishing by hand, and waiting for handlers: receipts, the writer that joins many publishes in one transaction, waiters.
+
+Why a writer: an event published on its own costs a commit. Publishes that come while one commit is under way share the
+next one, so a burst costs a few commits instead of thousands; a single one waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
+from threading import Lock
+from typing import Any
+
+import msgspec
+
+from .errors import DeliveryFailed, EventError, ProviderUnavailable
+from .event import Event
+
+Sink = Callable[[Sequence[Event]], Awaitable[None]]
+"""Stores events durably, all or none."""
+
+
+class Receipt:
+    """What publishing returns: the event, and when it is stored (or handled). Await it, or ask ``result``."""
+
+    def __init__(self, event: Event, outcome: Future[None] | Callable[[], Awaitable[None]] | None = None) -> None:
+        self.event = event
+        self._outcome = outcome
+
+    def result(self, timeout: float | None = None) -> Event:
+        """Block until done, at most ``timeout`` seconds, and return the event; raises what went wrong.
+
+        :raises EventError: if the session it was published in is asynchronous: await the receipt instead.
+        """
+        if isinstance(self._outcome, Future):
+            self._outcome.result(timeout)
+        elif self._outcome is not None:
+            raise EventError(f"event {self.event.id} was published in an async session; await what publish() returned")
+        return self.event
+
+    def __await__(self) -> Generator[Any, Any, Event]:
+        """Wait on the running loop; gives the event."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Event:
+        outcome, self._outcome = self._outcome, None
+        if isinstance(outcome, Future):
+            await asyncio.wrap_future(outcome)
+        elif outcome is not None:
+            await outcome()
+        return self.event
+
+    def __del__(self) -> None:
+        if callable(self._outcome) and not isinstance(self._outcome, Future):
+            import warnings
+
+            warnings.warn(f"event {self.event.id} was never published: await broker.publish(..., session=…)", RuntimeWarning, stacklevel=2)
+
+
+class Writer:
+    """Joins what is published at the same time into one call of the sink. Lives on one loop; ``put`` is thread-safe."""
+
+    def __init__(self, sink: Sink, limit: int) -> None:
+        self._sink = sink
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[Event, Future[None]]] = []
+        self._lock = Lock()
+        self._some = asyncio.Event()
+        self._closed = False
+        self._task = asyncio.create_task(self._work(), name="sqla-events-writer")
+
+    def put(self, event: Event) -> Future[None]:
+        """Have an event stored; the future is done when it is.
+
+        :raises ProviderUnavailable: if ``limit`` events are waiting already, or the broker is stopping.
+        """
+        stored: Future[None] = Future()
+        with self._lock:
+            if self._closed:
+                raise ProviderUnavailable(f"event {event.id} was not published: the broker is stopping")
+            if len(self._waiting) >= self._limit:
+                raise ProviderUnavailable(
+                    f"event {event.id} was not published: {self._limit} events wait to be stored (buffer_size); try again later"
+                )
+            self._waiting.append((event, stored))
+        self._loop.call_soon_threadsafe(self._some.set)
+        return stored
+
+    async def _work(self) -> None:
+        while not (self._closed and not self._waiting):
+            await self._some.wait()
+            self._some.clear()
+            with self._lock:
+                batch, self._waiting = self._waiting, []
+            if batch:
+                await self._store(batch)
+
+    async def _store(self, batch: list[tuple[Event, Future[None]]]) -> None:
+        try:
+            await self._sink([event for event, _ in batch])
+        except Exception as error:
+            if len(batch) > 1:  # one bad event must not fail its neighbours
+                for one in batch:
+                    await self._store([one])
+            else:
+                batch[0][1].set_exception(error)
+            return
+        for _, stored in batch:
+            stored.set_result(None)
+
+    async def close(self) -> None:
+        """Store what waits, then end."""
+        with self._lock:
+            self._closed = True
+        self._some.set()
+        await self._task
+
+
+class Waiters:
+    """Who waits for which events to be handled, by id. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._waiting: dict[uuid.UUID, _Countdown] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def expect(self, wanted: Iterable[tuple[uuid.UUID, int]]) -> Future[None]:
+        """A future that is done when each event was settled by as many groups as given; fails if a handler did for good."""
+        counts = {event_id: groups for event_id, groups in wanted if groups}
+        countdown = _Countdown(sum(counts.values()))
+        with self._lock:
+            for event_id in counts:
+                self._waiting[event_id] = countdown
+        return countdown.done
+
+    def settled(self, event: Event, error: BaseException | None) -> None:
+        """One group is through with one event."""
+        with self._lock:
+            countdown = self._waiting.get(event.id)
+            if countdown is None:
+                return
+            countdown.note(event, error)
+            if countdown.left <= 0:
+                self._waiting = {key: other for key, other in self._waiting.items() if other is not countdown}
+
+    def forget(self, done: Future[None]) -> None:
+        """Nobody waits for this any more."""
+        with self._lock:
+            self._waiting = {key: other for key, other in self._waiting.items() if other.done is not done}
+
+
+class _Countdown:
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.done: Future[None] = Future()
+        self._failed: list[str] = []
+        if not left:
+            self.done.set_result(None)
+
+    def note(self, event: Event, error: BaseException | None) -> None:
+        self.left -= 1
+        if error is not None:
+            self._failed.append(f"{event.type} {event.id}: {type(error).__name__}: {error}")
+        if self.left or self.done.done():
+            return
+        if self._failed:
+            self.done.set_exception(DeliveryFailed(f"a handler gave up on {'; '.join(self._failed)}"))
+        else:
+            self.done.set_result(None)
+
+
+def make_event(event: Event | str, payload: Any, fields: dict[str, Any]) -> Event:
+    """The event that ``publish`` was asked for.
+
+    :raises EventError: for a field that no event has, or a value that does not fit its field.
+    """
+    if isinstance(event, Event):
+        if payload is not None or fields:
+            raise EventError("publish got an Event and further fields; put them into the event: event.replace(…)")
+        return event
+    unknown = fields.keys() - set(Event.__struct_fields__)
+    if unknown:
+        raise EventError(f"an event has no field {', '.join(sorted(unknown))}; its fields are {', '.join(Event.__struct_fields__)}")
+    return Event(type=event, payload=payload, **fields)
+
+
+def filled(event: Event, defaults: dict[str, Any]) -> Event:
+    """The event with what it leaves open taken from ``defaults``; metadata is merged, the event's own wins."""
+    changes = {name: value for name, value in defaults.items() if name != "metadata" and getattr(event, name) is None and value is not None}
+    if defaults.get("metadata"):
+        changes["metadata"] = {**defaults["metadata"], **event.metadata}
+    return msgspec.structs.replace(event, **changes) if changes else event

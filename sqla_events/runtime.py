@@ -1,0 +1,187 @@
+"""What runs between start and stop, on one event loop: provider, relay, consumers, retention.
+
+Every part is supervised: one that fails is logged and started again after a back-off, so that a broken connection or a
+bug in one group needs nobody to look after it. A part that another process must do (the lease is elsewhere) waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from . import log
+from .bridge import Database, Doorbell
+from .config import Config
+from .consumer import Consumer, ConsumerSettings
+from .errors import ConfigError, ProviderUnavailable, SchemaError
+from .event import Event
+from .provider import Batch, Message, Provider, ProviderContext
+from .providers import load
+from .publishing import Writer
+from .relay import Relay
+from .retry import FOREVER, until_available
+from .schema import Tables
+from .signals import Signals, Unavailable, logger
+from .subscription import Subscriptions
+
+Settled = Callable[[Event, BaseException | None], None]
+
+
+class Runtime:
+    """Made and closed on one running loop; a broker that starts again makes another."""
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine | AsyncEngine | None,
+        tables: Tables,
+        groups: dict[str, Subscriptions],
+        signals: Signals,
+        doorbell: Doorbell,
+        on_settled: Settled,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._tables = tables
+        self._groups = groups
+        self._signals = signals
+        self._doorbell = doorbell
+        self._on_settled = on_settled
+        self.database: Database | None = None
+        self.provider: Provider | None = None
+        self.ready = asyncio.Event()
+        """Set when the provider is open."""
+        self._stopping = asyncio.Event()
+        self._parts: dict[str, asyncio.Task[None]] = {}
+        self._consumers: dict[str, Consumer] = {}
+        self._relay: Relay | None = None
+
+    # Life --------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Check the tables and start everything; a provider that does not answer yet is tried in the background.
+
+        :raises SchemaError: if tables are missing or outdated.
+        :raises ConfigError: if provider or engine cannot be used as configured.
+        """
+        if self._engine is not None:
+            self.database = Database(self._engine)
+            await self._checked(self.database)
+        self.provider = load(self._config, self._context())
+        self._part("provider", self._serve)
+
+    async def _checked(self, database: Database) -> None:
+        try:
+            await database.run(log.verify, self._tables)
+        except BaseException:
+            await database.close()
+            self.database = None
+            raise
+
+    def _context(self) -> ProviderContext:
+        return ProviderContext(self.database, self._tables, self._config.instance_id, self._signals, self._doorbell)
+
+    async def _serve(self) -> None:
+        assert self.provider is not None
+        await until_available(self.provider.open, ProviderUnavailable, asyncio.sleep, self._unavailable(self._config.provider))
+        self.ready.set()
+        if self.database is not None and not self.provider.features.log_is_transport:
+            self._part("relay", self._run_relay)
+        if self.database is not None and self._config.retention is not None:
+            self._part("retention", self._run_retention)
+        for group in self._groups:
+            self.consume(group)
+
+    async def close(self, drain: float) -> None:
+        """Stop taking in, let handlers finish within ``drain`` seconds, settle, release leases and connections."""
+        self._stopping.set()
+        for consumer in self._consumers.values():
+            consumer.stop()
+        if self._relay is not None:
+            self._relay.stop()
+        await self._end_parts(drain)
+        if self.provider is not None:
+            await self.provider.close()
+        if self.database is not None:
+            await self.database.close()
+
+    async def _end_parts(self, drain: float) -> None:
+        lasting = [self._parts[name] for name in self._parts if name.startswith("consumer") or name == "relay"]
+        if lasting:
+            await asyncio.wait(lasting, timeout=drain + 1.0)
+        for task in self._parts.values():
+            task.cancel()
+        await asyncio.gather(*self._parts.values(), return_exceptions=True)
+
+    # Parts -------------------------------------------------------------------------------------------------------
+
+    def _part(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        self._parts[name] = asyncio.create_task(self._supervise(name, run), name=f"sqla-events-{name}")
+
+    async def _supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                await run()
+                return
+            except (ConfigError, SchemaError):
+                logger.exception("%s cannot run and will not be tried again", name)
+                return
+            except Exception as error:
+                failures += 1
+                delay = FOREVER.delay(failures)
+                logger.exception("%s failed and starts again in %.2f s", name, delay)
+                self._signals.emit(Unavailable(name, f"{type(error).__name__}: {error}", delay))
+                await asyncio.sleep(delay)
+
+    def consume(self, group: str) -> None:
+        """Start the consumer of a group, or start it again with the subscriptions that the group has now."""
+        running = self._consumers.pop(group, None)
+        previous = self._parts.get(f"consumer {group}")
+        if not self.ready.is_set() or not self._groups[group]:
+            if running is not None:
+                running.stop()
+            return
+
+        async def run() -> None:
+            if running is not None and previous is not None:
+                running.stop()
+                await asyncio.wait([previous])
+            await self._run_consumer(group)
+
+        self._part(f"consumer {group}", run)
+
+    async def _run_consumer(self, group: str) -> None:
+        assert self.provider is not None
+        config = self._config
+        workers = 1 if config.mode == "sync" else config.worker_count
+        settings = ConsumerSettings(config.instance_id, workers, config.buffer_size)
+        consumer = Consumer(self.provider, group, self._groups[group], settings, self._signals, self._on_settled)
+        self._consumers[group] = consumer
+        if self._stopping.is_set():
+            return
+        await consumer.run(config.shutdown_timeout)
+
+    async def _run_relay(self) -> None:
+        assert self.database is not None
+        assert self.provider is not None
+        self._relay = Relay(self.database, self._tables, self.provider, self._config, self._signals, self._doorbell)
+        await self._relay.run()
+
+    async def _run_retention(self) -> None:
+        assert self.database is not None
+        assert self._config.retention is not None
+        while True:
+            await self.database.run(log.retain, self._tables, self._config.retention)
+            await asyncio.sleep(min(60.0, self._config.retention / 10))
+
+    def _unavailable(self, what: str) -> Callable[[float, BaseException], Any]:
+        def note(delay: float, error: BaseException) -> None:
+            logger.warning("%s does not answer, next try in %.2f s: %s", what, delay, error)
+            self._signals.emit(Unavailable(what, str(error), delay))
+
+        return note
