@@ -8,6 +8,8 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -101,23 +103,21 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, dict=False):
     schema_version: int = 1
 
     def __post_init__(self) -> None:
-        check_type(self.type)
-        for field, kind in (("source", Source), ("status", Status)):
-            _set(self, field, _member(kind, field, getattr(self, field)))
-        _set(self, "user_id", _user_id(self.user_id))
-        if not isinstance(self.metadata, dict):
-            raise EventError(f"metadata is {self.metadata!r}; it must be a dict")
+        parts = _parts(self.type)
+        if type(self.source) is not Source:
+            _set(self, "source", _member(Source, "source", self.source))
+        if type(self.status) is not Status:
+            _set(self, "status", _member(Status, "status", self.status))
+        if self.user_id is not None:
+            _set(self, "user_id", _user_id(self.user_id))
+        if type(self.metadata) is not dict:
+            _set(self, "metadata", _metadata(self.metadata))
         if self.created_at.tzinfo is None:
             raise EventError(f"created_at is {self.created_at!r}, which has no time zone; use datetime.now(timezone.utc)")
-        self._split_type()
-
-    def _split_type(self) -> None:
-        parts = self.type.split(".")
-        if len(parts) != 3:
-            return
-        for field, part in zip(("schema", "entity", "operation"), parts, strict=True):
-            if getattr(self, field) is None:
-                _set(self, field, unquote(part))
+        if parts is not None and (self.schema is None or self.entity is None or self.operation is None):
+            for field, part in zip(("schema", "entity", "operation"), parts, strict=True):
+                if getattr(self, field) is None:
+                    _set(self, field, part)
 
     @property
     def before(self) -> dict[str, Any]:
@@ -157,6 +157,23 @@ MAX_TYPE_LENGTH = 512
 _SEGMENT = r"[^\s.*>\x00-\x1f\x7f]+"
 _TYPE = re.compile(rf"{_SEGMENT}(\.{_SEGMENT})*")
 _QUOTED = re.compile(r"[\s.*?\[>%\x00-\x1f\x7f]")
+
+
+@lru_cache(maxsize=4096)
+def _parts(event_type: str) -> tuple[str, ...] | None:
+    """Schema, entity and operation of a type that has three segments. Types repeat: each is checked once.
+
+    :raises EventError: where it is no type.
+    """
+    check_type(event_type)
+    parts = event_type.split(".")
+    return tuple(unquote(part) for part in parts) if len(parts) == 3 else None
+
+
+def _metadata(value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise EventError(f"metadata is {value!r}; it must be a dict")
+    return dict(value)
 
 
 def check_type(value: object) -> None:
