@@ -103,7 +103,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, dict=False):
     schema_version: int = 1
 
     def __post_init__(self) -> None:
-        parts = _parts(self.type)
+        parts = _parts(self.type) if type(self.type) is str else check_type(self.type)
         if type(self.source) is not Source:
             _set(self, "source", _member(Source, "source", self.source))
         if type(self.status) is not Status:
