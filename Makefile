@@ -1,0 +1,77 @@
+# Every target creates what it needs from python3 and PyPI. PYTHON, ARGS (for pytest) and JSON (a file for a benchmark's
+# figures) may be given: make test ARGS="tests/unit -k position", make bench JSON=out.json.
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+JSON ?=
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+RUN := $(VENV)/bin/python
+JSON_OPTION := $(if $(JSON),--json $(JSON))
+
+.PHONY: demo test test-sqlalchemy20 test-conformance soak sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
+
+demo: $(VENV)/.demo
+	$(RUN) -m sqla_events demo $(ARGS)
+
+test: $(VENV)/.test
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not soak" $(ARGS)
+
+test-conformance: $(VENV)/.test
+	$(RUN) -m pytest -m conformance $(ARGS)
+
+# The same tests on the oldest SQLAlchemy line that is supported.
+test-sqlalchemy20: .venv20/.test
+	.venv20/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not soak" $(or $(ARGS),tests/unit tests/capture tests/log tests/migration)
+
+# Long runs under load: SECONDS_OF_LOAD (60) for each.
+soak: $(VENV)/.test
+	$(RUN) -m pytest -m soak -s --timeout 0 $(ARGS)
+
+sqlalchemy-suite: $(VENV)/.test
+	$(RUN) benchmarks/sqlalchemy_suite.py $(JSON_OPTION) $(ARGS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check sqla_events tests migrations $(wildcard benchmarks)
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix sqla_events tests migrations $(wildcard benchmarks)
+
+bench: bench-capture bench-relay
+
+bench-capture: $(VENV)/.test
+	$(RUN) benchmarks/capture.py $(JSON_OPTION) $(ARGS)
+
+bench-relay: $(VENV)/.test
+	$(RUN) benchmarks/relay.py $(JSON_OPTION) $(ARGS)
+
+wheel: $(VENV)/.test
+	$(RUN) -m hatchling build -t wheel
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable ".[demo]"
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable ".[test]"
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable ".[dev]"
+	touch $@ $(VENV)/.test $(VENV)/.demo
+
+.venv20/.test: pyproject.toml
+	test -x .venv20/bin/python || $(PYTHON) -m venv .venv20
+	.venv20/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]" "SQLAlchemy[asyncio]>=2.0.40,<2.1"
+	touch $@
+
+clean:
+	rm -rf .venv .venv20 build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
