@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy import exc, pool
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util import await_only
 
 from .errors import ConfigError, ProviderUnavailable, SchemaError, SQLAlchemyEventsError
 
@@ -434,3 +435,39 @@ async def _run_until_signal(service: Runnable) -> None:
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
     async with service:
         await stop.wait()
+
+
+# Waiting from wherever the caller stands ----------------------------------------------------------------------------
+
+
+def in_coroutine() -> bool:
+    """Whether a loop runs in this thread, so that blocking here would block everybody on it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def answer(question: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop | None) -> Any:
+    """The answer of a coroutine that runs on ``loop`` (None: on one of its own): the answer itself, or an awaitable in a coroutine."""
+    if loop is None:
+        return question if in_coroutine() else asyncio.run(question)
+    future = asyncio.run_coroutine_threadsafe(question, loop)
+    return asyncio.wrap_future(future) if in_coroutine() else future.result()
+
+
+def wait_for(future: Future[T], timeout: float | None) -> T:
+    """Wait for a future where the caller stands: in a thread by blocking, under an AsyncSession by awaiting.
+
+    :raises TimeoutError: after ``timeout`` seconds.
+    :raises ConfigError: in a coroutine that calls synchronous SQLAlchemy: waiting there would stop the loop.
+    """
+    if not in_coroutine():
+        return future.result(timeout)
+    try:
+        return await_only(asyncio.wait_for(asyncio.wrap_future(future), timeout))
+    except exc.MissingGreenlet as error:
+        raise ConfigError(
+            "mode 'sync' waits for handlers at commit, and a synchronous Session cannot wait inside a coroutine; use AsyncSession, or mode 'async'"
+        ) from error

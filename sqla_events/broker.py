@@ -10,7 +10,8 @@ Whoever only captures (a web process whose relay runs elsewhere) calls none of t
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,11 +19,13 @@ from typing import Any, TypeVar
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from .bridge import Doorbell, LoopThread, run_until_signal
+from . import inspection
+from .bridge import Doorbell, LoopThread, answer, run_until_signal
 from .capture import Capture
 from .config import Config
 from .errors import ConfigError
 from .event import Event
+from .inspection import DeadLetterDesk, EventFilter
 from .publisher import Publisher
 from .publishing import Receipt
 from .retry import RetryPolicy
@@ -32,6 +35,7 @@ from .signals import Signals
 from .subscription import Handler, Subscription, Subscriptions, name_of, patterns_of
 
 H = TypeVar("H", bound=Handler)
+T = TypeVar("T")
 
 
 class Broker:
@@ -51,6 +55,8 @@ class Broker:
         self.engine = engine
         self.signals = Signals()
         self.tables = Tables(Names(config.database.table_name, config.database.schema))
+        self.installed = False
+        """Whether changes are captured (between install and uninstall)."""
         self._doorbell = Doorbell()
         self._groups: dict[str, Subscriptions] = {}
         self._lock = threading.RLock()
@@ -74,11 +80,13 @@ class Broker:
         """Capture from now on; doing it again changes nothing. ``install_crud_hooks`` calls it."""
         if self._capture is not None and self.config.enabled:
             self._capture.install()
+        self.installed = True
         return self
 
     def uninstall(self) -> None:
         """Stop, and take every hook off the engine again."""
         self.stop()
+        self.installed = False
         if self._capture is not None:
             self._capture.uninstall()
 
@@ -200,6 +208,43 @@ class Broker:
         """
         return self._publisher.publish_and_wait(self._publisher.make(event, payload, fields))
 
+    # Ask ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def dead_letters(self) -> DeadLetterDesk:
+        """The dead letters of the provider: ``list``, ``redrive``, ``discard``. In a coroutine, await what they return."""
+        return DeadLetterDesk(self._ask)
+
+    def get(self, event_id: uuid.UUID | str, group: str | None = None) -> Any:
+        """The event of this id as the group sees it (status, times, error, retries); None if the log has none.
+
+        In a coroutine, await what is returned.
+        """
+        wanted = event_id if isinstance(event_id, uuid.UUID) else uuid.UUID(event_id)
+        return self._ask(lambda runtime: inspection.get(runtime, wanted, group or self.config.consumer_group))
+
+    def list(self, wanted: EventFilter | None = None) -> Any:
+        """Events of the log, oldest first. In a coroutine, await what is returned."""
+        return self._ask(lambda runtime: inspection.find(runtime, wanted or EventFilter(), self.config.consumer_group))
+
+    def stats(self) -> Any:
+        """How far every group and partition is. In a coroutine, await what is returned."""
+        return self._ask(inspection.stats)
+
+    def _ask(self, question: Callable[[Runtime], Coroutine[Any, Any, T]]) -> Any:
+        runtime = self._runtime
+        if runtime is not None:
+            return answer(question(runtime), runtime.loop)
+        return answer(self._ask_once(question), None)
+
+    async def _ask_once(self, question: Callable[[Runtime], Coroutine[Any, Any, T]]) -> T:
+        runtime = self._make_runtime()
+        try:
+            await runtime.connect()
+            return await question(runtime)
+        finally:
+            await runtime.close(0)
+
     # Run ---------------------------------------------------------------------------------------------------------
 
     def start(self) -> Broker:
@@ -252,11 +297,19 @@ class Broker:
             await runtime.close(self._drain(None))
 
     async def _open(self) -> Runtime:
-        runtime = Runtime(
-            self.config, self.engine, self.tables, self._groups, self.signals, self._doorbell, self._publisher.settled
-        )
-        await runtime.open()
+        runtime = self._make_runtime()
+        try:
+            await runtime.open()
+        except BaseException:
+            await runtime.close(0)
+            raise
         return runtime
+
+    def _make_runtime(self) -> Runtime:
+        publisher = self._publisher
+        return Runtime(
+            self.config, self.engine, self.tables, self._groups, self.signals, self._doorbell, publisher.settled, publisher.stored
+        )
 
     def _drain(self, timeout: float | None) -> float:
         return self.config.shutdown_timeout if timeout is None else timeout

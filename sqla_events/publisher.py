@@ -14,8 +14,7 @@ from . import context, log
 from .bridge import in_coroutine, wait_for
 from .config import Config
 from .errors import ConfigError
-from .event import Event, encode, lane_of
-from .provider import Batch, Message
+from .event import Event
 from .publishing import Receipt, Waiters, filled, make_event
 from .runtime import Runtime
 from .schema import Tables
@@ -84,7 +83,7 @@ class Publisher:
 
     def _alone(self, event: Event) -> Future[None]:
         runtime = self._runtime()
-        if runtime is not None:
+        if runtime is not None and runtime.writer is not None:
             return runtime.writer.put(event)
         if not isinstance(self._engine, Engine):
             raise ConfigError(
@@ -108,7 +107,7 @@ class Publisher:
     def publish_and_wait(self, event: Event) -> Receipt:
         """Publish on its own and wait until this broker's groups are through with it."""
         runtime = self._runtime()
-        if runtime is None:
+        if runtime is None or runtime.writer is None:
             raise ConfigError("publish_sync waits for handlers, and this broker does not run; call start() or use 'async with broker'")
         handled = self._waiters.expect([(event.id, self._interested(event.type))])
         stored = runtime.writer.put(event)
@@ -159,13 +158,3 @@ def _both(first: Future[None], second: Future[None]) -> Future[None]:
     first.add_done_callback(settle)
     second.add_done_callback(settle)
     return outcome
-
-
-def message_of(event: Event) -> Message:
-    """An event on its way out without a log."""
-    return Message(str(event.id), event.type, lane_of(event.schema, event.entity, event.key, str(event.id)), encode(event))
-
-
-def batch_of(events: Sequence[Event]) -> Batch:
-    """Events published by hand to a provider that has no log of ours behind it."""
-    return Batch([message_of(event) for event in events])

@@ -7,7 +7,7 @@ bug in one group needs nobody to look after it. A part that another process must
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Engine
@@ -18,7 +18,7 @@ from .bridge import Database, Doorbell
 from .config import Config
 from .consumer import Consumer, ConsumerSettings
 from .errors import ConfigError, ProviderUnavailable, SchemaError
-from .event import Event
+from .event import Event, encode, lane_of
 from .provider import Batch, Message, Provider, ProviderContext
 from .providers import load
 from .publishing import Writer
@@ -43,16 +43,20 @@ class Runtime:
         signals: Signals,
         doorbell: Doorbell,
         on_settled: Settled,
+        on_stored: Callable[[Sequence[Event]], None],
     ) -> None:
         self._config = config
         self._engine = engine
-        self._tables = tables
+        self.tables = tables
+        self.loop = asyncio.get_running_loop()
         self._groups = groups
         self._signals = signals
         self._doorbell = doorbell
         self._on_settled = on_settled
+        self._on_stored = on_stored
         self.database: Database | None = None
         self.provider: Provider | None = None
+        self.writer: Writer | None = None
         self.ready = asyncio.Event()
         """Set when the provider is open."""
         self._stopping = asyncio.Event()
@@ -62,28 +66,45 @@ class Runtime:
 
     # Life --------------------------------------------------------------------------------------------------------
 
-    async def open(self) -> None:
-        """Check the tables and start everything; a provider that does not answer yet is tried in the background.
+    async def connect(self) -> None:
+        """Check the tables and make the provider, so that questions can be asked; nothing runs yet.
 
         :raises SchemaError: if tables are missing or outdated.
         :raises ConfigError: if provider or engine cannot be used as configured.
+        :raises ProviderUnavailable: if the database does not answer.
         """
         if self._engine is not None:
             self.database = Database(self._engine)
-            await self._checked(self.database)
+            await self.database.run(log.verify, self.tables)
         self.provider = load(self._config, self._context())
+
+    async def open(self) -> None:
+        """:meth:`connect`, then start everything; a provider that does not answer yet is tried in the background."""
+        await self.connect()
+        self.writer = Writer(self._store, self._config.buffer_size)
         self._part("provider", self._serve)
 
-    async def _checked(self, database: Database) -> None:
-        try:
-            await database.run(log.verify, self._tables)
-        except BaseException:
-            await database.close()
-            self.database = None
-            raise
+    @property
+    def the_database(self) -> Database:
+        """The database.
+
+        :raises ConfigError: in a process without one.
+        """
+        if self.database is None:
+            raise ConfigError("this broker has no database to ask; make it with an engine")
+        return self.database
+
+    async def _store(self, events: Sequence[Event]) -> None:
+        if self.database is not None:
+            await self.database.run(log.append, self.tables, events)
+        else:
+            assert self.provider is not None
+            await self.ready.wait()
+            await self.provider.publish(Batch([message_of(event) for event in events]))
+        self._on_stored(events)
 
     def _context(self) -> ProviderContext:
-        return ProviderContext(self.database, self._tables, self._config.instance_id, self._signals, self._doorbell)
+        return ProviderContext(self.database, self.tables, self._config.instance_id, self._signals, self._doorbell)
 
     async def _serve(self) -> None:
         assert self.provider is not None
@@ -103,6 +124,8 @@ class Runtime:
             consumer.stop()
         if self._relay is not None:
             self._relay.stop()
+        if self.writer is not None:
+            await self.writer.close()
         await self._end_parts(drain)
         if self.provider is not None:
             await self.provider.close()
@@ -169,14 +192,14 @@ class Runtime:
     async def _run_relay(self) -> None:
         assert self.database is not None
         assert self.provider is not None
-        self._relay = Relay(self.database, self._tables, self.provider, self._config, self._signals, self._doorbell)
+        self._relay = Relay(self.database, self.tables, self.provider, self._config, self._signals, self._doorbell)
         await self._relay.run()
 
     async def _run_retention(self) -> None:
         assert self.database is not None
         assert self._config.retention is not None
         while True:
-            await self.database.run(log.retain, self._tables, self._config.retention)
+            await self.database.run(log.retain, self.tables, self._config.retention)
             await asyncio.sleep(min(60.0, self._config.retention / 10))
 
     def _unavailable(self, what: str) -> Callable[[float, BaseException], Any]:
@@ -185,3 +208,8 @@ class Runtime:
             self._signals.emit(Unavailable(what, str(error), delay))
 
         return note
+
+
+def message_of(event: Event) -> Message:
+    """An event on its way out without a log."""
+    return Message(str(event.id), event.type, lane_of(event.schema, event.entity, event.key, str(event.id)), encode(event))
