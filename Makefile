@@ -10,7 +10,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 RUN := $(VENV)/bin/python
 JSON_OPTION := $(if $(JSON),--json $(JSON))
 
-.PHONY: demo test test-sqlalchemy20 test-conformance soak sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
+.PHONY: demo test test-sqlalchemy20 test-local-servers test-conformance soak sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m sqla_events demo $(ARGS)
@@ -24,6 +24,10 @@ test-conformance: $(VENV)/.test
 # The same tests on the oldest SQLAlchemy line that is supported.
 test-sqlalchemy20: .venv20/.test
 	.venv20/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not soak" $(or $(ARGS),tests/unit tests/capture tests/log tests/migration)
+
+# The same tests on the PostgreSQL, Redis and NATS that are installed on this machine, where they are.
+test-local-servers: $(VENV)/.test
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not soak" --servers local $(ARGS)
 
 # Long runs under load: SECONDS_OF_LOAD (60) for each.
 soak: $(VENV)/.test

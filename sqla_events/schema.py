@@ -26,15 +26,16 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    inspect,
+    select,
 )
 from sqlalchemy.dialects.postgresql import JSON as PG_JSON
+from sqlalchemy.engine import Connection
 
-from .errors import ConfigError
+from .errors import ConfigError, SchemaError
 
 REVISION = "0001"
-"""The migration that this version of the library needs; kept in the table ``sqla_events_version``."""
-
-VERSION_TABLE = "sqla_events_version"
+"""The migration that this version of the library needs; the database tells its own in ``Names.version``."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
 
@@ -44,7 +45,8 @@ class Names:
     """What the tables are called.
 
     ``events`` names the log; the others derive from it (``events`` -> ``event_positions``, ``event_batches``,
-    ``event_deliveries``, ``event_status``). ``schema`` is the database schema, None for the default one.
+    ``event_deliveries``, ``event_status``, and ``sqla_events_version``, for another name ``<name>_version``). ``schema``
+    is the database schema, None for the default one.
 
     :raises ConfigError: for a name that is not a plain identifier of at most 48 characters.
     """
@@ -85,9 +87,14 @@ class Names:
         return f"{self.events}_seq_seq"
 
     @property
+    def version(self) -> str:
+        """Alembic's version table for ours, which is never the application's ``alembic_version``."""
+        return "sqla_events_version" if self.events == "events" else self._derived("version")
+
+    @property
     def all(self) -> tuple[str, ...]:
         """Every relation of ours, the version table included."""
-        return (self.events, self.positions, self.batches, self.deliveries, self.status, VERSION_TABLE)
+        return (self.events, self.positions, self.batches, self.deliveries, self.status, self.version)
 
     def qualified(self, name: str) -> str:
         """``name`` as SQL text, with its schema. Names are plain identifiers, so quoting keeps their case and no more."""
@@ -188,3 +195,35 @@ class Tables:
             Column("last_failed_at", _Time, nullable=False),
             PrimaryKeyConstraint("group", "seq", "subscription"),
         )
+
+    @cached_property
+    def version(self) -> Table:
+        """Alembic's: one row with the revision that the tables are at."""
+        return Table(self.names.version, self.metadata, Column("version_num", Text, primary_key=True))
+
+
+def revision(connection: Connection, names: Names | None = None) -> str | None:
+    """The revision that the tables of this database are at; None if there are none."""
+    tables = Tables(names)
+    if not inspect(connection).has_table(tables.names.version, schema=tables.names.schema):
+        return None
+    return connection.scalar(select(tables.version.c.version_num))
+
+
+def require(connection: Connection, names: Names | None = None) -> None:
+    """See that the tables are there and no older than this library. Newer ones are left to the newer library's care.
+
+    :raises SchemaError: otherwise; the message names the command that mends it.
+    """
+    found = revision(connection, names)
+    if found is None or found < REVISION:
+        what = "missing" if found is None else f"outdated (revision {found}, needed {REVISION})"
+        url = connection.engine.url.render_as_string(hide_password=True)
+        raise SchemaError(f"the event tables are {what}; run: sqla-events migrate '{url}'{_options(names)}")
+
+
+def _options(names: Names | None) -> str:
+    if names is None:
+        return ""
+    events = "" if names.events == "events" else f" --table-name {names.events}"
+    return events + (f" --schema {names.schema}" if names.schema else "")

@@ -1,0 +1,207 @@
+"""The event tables by Alembic: on their own, or within an application's own history.
+
+On their own: :func:`upgrade` (the command ``sqla-events migrate URL``) runs the migrations that ship with the library and
+keeps their version in a table of its own, so the application's ``alembic_version`` is never touched.
+
+In an application's history, importing this module adds two operations, which work online and as a script (``--sql``)::
+
+    import sqla_events.alembic
+
+    def upgrade():
+        op.create_event_tables()  # events="events", schema=None
+
+    def downgrade():
+        op.drop_event_tables()
+
+``alembic revision --autogenerate`` proposes to drop neither: see autogenerate.py.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.operations import MigrateOperation, Operations
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from .bridge import Database, LoopThread
+from .errors import ConfigError
+from .schema import Names, require
+
+Target = str | URL | Engine | AsyncEngine | Connection
+"""A database: its URL (of a sync or async driver), an engine, or a connection, whose transaction is then used and left
+open. In async code: ``await connection.run_sync(sqla_events.alembic.upgrade)``.
+"""
+
+
+def upgrade(target: Target, names: Names | None = None) -> None:
+    """Create the event tables, or bring them up to this library's revision; does nothing where they are.
+
+    One transaction; two deployments that do it at the same time take turns. A ``names.schema`` that does not exist is
+    created.
+
+    :raises ConfigError: for a database that is neither PostgreSQL nor SQLite, or a schema on SQLite.
+    """
+    _run(target, lambda config: command.upgrade(config, "head"), names)
+
+
+def downgrade(target: Target, names: Names | None = None, revision: str = "base") -> None:
+    """Go back to an older revision; ``base`` drops the tables with every event in them.
+
+    :raises ConfigError: as :func:`upgrade`.
+    """
+    _run(target, lambda config: command.downgrade(config, revision), names)
+
+
+def check(target: Target, names: Names | None = None) -> None:
+    """See that the tables are there and recent enough.
+
+    :raises SchemaError: if not; the message names the command that mends it.
+    """
+    _connected(target, lambda connection: require(connection, names))
+
+
+def sql(dialect: str, names: Names | None = None) -> str:
+    """The statements of :func:`upgrade` as a script for whoever is allowed to run it; ``dialect`` is a name or a URL."""
+    output = io.StringIO()
+    config = _config(names, output)
+    config.attributes["dialect"] = make_url(dialect).get_backend_name() if "://" in dialect else dialect
+    _supported(config.attributes["dialect"], names)
+    command.upgrade(config, "head", sql=True)
+    return output.getvalue()
+
+
+def _run(target: Target, work: Callable[[Config], None], names: Names | None) -> None:
+    def migrate(connection: Connection) -> None:
+        _supported(connection.dialect.name, names)
+        config = _config(names)
+        config.attributes["connection"] = connection
+        work(config)
+
+    _connected(target, migrate)
+
+
+def _config(names: Names | None, output: io.StringIO | None = None) -> Config:
+    config = Config(output_buffer=output) if output else Config()
+    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
+    config.attributes["names"] = names or Names()
+    return config
+
+
+def _supported(dialect: str, names: Names | None) -> None:
+    if dialect not in {"postgresql", "sqlite"}:
+        raise ConfigError(f"the database is {dialect!r}; sqla_events works on postgresql and sqlite")
+    if dialect == "sqlite" and names and names.schema:
+        raise ConfigError(f"schema is {names.schema!r}; SQLite has no schemas, leave it out")
+
+
+def migrations() -> Path:
+    """The folder of the migrations: inside an installed package, beside it in a checkout."""
+    inside = Path(__file__).with_name("migrations")
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[1] / "migrations"
+
+
+# Where to -----------------------------------------------------------------------------------------------------------
+
+
+def _connected(target: Target, fn: Callable[[Connection], None]) -> None:
+    """Call ``fn`` with a connection to the target, in a transaction."""
+    if isinstance(target, Connection):
+        fn(target)
+    elif isinstance(target, AsyncEngine):
+        _on_a_loop(target, fn)
+    elif isinstance(target, Engine):
+        with target.begin() as connection:
+            fn(connection)
+    else:
+        _at(make_url(target), fn)
+
+
+def _at(url: URL, fn: Callable[[Connection], None]) -> None:
+    if url.get_dialect().is_async and url.get_driver_name() != "psycopg":
+        _on_a_loop(create_async_engine(url), fn)
+        return
+    engine = create_engine(url)
+    try:
+        _connected(engine, fn)
+    finally:
+        engine.dispose()
+
+
+def _on_a_loop(engine: AsyncEngine, fn: Callable[[Connection], None]) -> None:
+    """On connections and a loop of our own, so that nothing of the application's engine is tied to a loop that ends."""
+    database, loop = Database(engine), LoopThread("sqla-events-migrate")
+    try:
+        loop.call(database.run(fn)).result()
+        loop.call(database.close()).result()
+    finally:
+        loop.stop()
+
+
+# Operations for an application's own migrations ---------------------------------------------------------------------
+
+
+class _EventTablesOp(MigrateOperation):
+    def __init__(self, names: Names) -> None:
+        self.names = names
+
+
+@Operations.register_operation("create_event_tables")
+class CreateEventTables(_EventTablesOp):
+    """``op.create_event_tables(events="events", schema=None)``: the tables, the view, and the row with their revision."""
+
+    @classmethod
+    def create_event_tables(cls, operations: Operations, events: str = "events", schema: str | None = None) -> None:
+        operations.invoke(cls(Names(events, schema)))
+
+    def reverse(self) -> DropEventTables:
+        return DropEventTables(self.names)
+
+
+@Operations.register_operation("drop_event_tables")
+class DropEventTables(_EventTablesOp):
+    """``op.drop_event_tables(events="events", schema=None)``: everything, with every event in it."""
+
+    @classmethod
+    def drop_event_tables(cls, operations: Operations, events: str = "events", schema: str | None = None) -> None:
+        operations.invoke(cls(Names(events, schema)))
+
+    def reverse(self) -> CreateEventTables:
+        return CreateEventTables(self.names)
+
+
+@Operations.implementation_for(CreateEventTables)
+def _create(operations: Operations, operation: CreateEventTables) -> None:
+    names, dialect = operation.names, operations.get_context().dialect.name
+    _supported(dialect, names)
+    version = names.qualified(names.version)
+    for module in _revisions():
+        _execute(operations, module.create(names, dialect))
+    _execute(operations, [f"CREATE TABLE {version} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"])
+    _execute(operations, [f"INSERT INTO {version} (version_num) VALUES ('{module.revision}')"])
+
+
+@Operations.implementation_for(DropEventTables)
+def _drop(operations: Operations, operation: DropEventTables) -> None:
+    names, dialect = operation.names, operations.get_context().dialect.name
+    for module in reversed(list(_revisions())):
+        _execute(operations, module.drop(names, dialect))
+    _execute(operations, [f"DROP TABLE {names.qualified(names.version)}"])
+
+
+def _revisions() -> Iterator[Any]:
+    """The modules of our migrations, oldest first."""
+    scripts = ScriptDirectory.from_config(_config(None))
+    return (script.module for script in reversed(list(scripts.walk_revisions())))
+
+
+def _execute(operations: Operations, statements: list[str]) -> None:
+    for statement in statements:
+        operations.execute(statement)
