@@ -19,6 +19,7 @@ In an application's history, importing this module adds two operations, which wo
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ Target = str | URL | Engine | AsyncEngine | Connection
 """A database: its URL (of a sync or async driver), an engine, or a connection, whose transaction is then used and left
 open. In async code: ``await connection.run_sync(sqla_events.alembic.upgrade)``.
 """
+
+_one_at_a_time = threading.RLock()  # Alembic's environment is a global of the process
 
 
 def upgrade(target: Target, names: Names | None = None) -> None:
@@ -74,7 +77,8 @@ def sql(dialect: str, names: Names | None = None) -> str:
     config = _config(names, output)
     config.attributes["dialect"] = make_url(dialect).get_backend_name() if "://" in dialect else dialect
     _supported(config.attributes["dialect"], names)
-    command.upgrade(config, "head", sql=True)
+    with _one_at_a_time:
+        command.upgrade(config, "head", sql=True)
     return output.getvalue()
 
 
@@ -83,7 +87,8 @@ def _run(target: Target, work: Callable[[Config], None], names: Names | None) ->
         _supported(connection.dialect.name, names)
         config = _config(names)
         config.attributes["connection"] = connection
-        work(config)
+        with _one_at_a_time:
+            work(config)
 
     _connected(target, migrate)
 

@@ -111,7 +111,7 @@ def _create_on_sqlite(names: Names) -> list[str]:
         # AUTOINCREMENT: a number is never used twice, even after retention has deleted the newest event.
         f"""
 CREATE TABLE {names.qualified(names.events)} (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     id CHAR(32) NOT NULL,
     source TEXT NOT NULL,
     type TEXT NOT NULL,
@@ -159,7 +159,7 @@ CREATE TABLE {names.qualified(names.deliveries)} (
     subscription TEXT NOT NULL,
     status TEXT NOT NULL,
     attempts INTEGER NOT NULL,
-    next_attempt_at FLOAT,
+    next_attempt_at DOUBLE,
     error TEXT,
     traceback TEXT,
     first_failed_at DATETIME NOT NULL,
