@@ -195,6 +195,7 @@ _RANGES = {
     "sqlite": """SELECT 1 FROM json_each({column}) AS r
         WHERE {seq} BETWEEN json_extract(r.value, '$[0]') AND json_extract(r.value, '$[1]')""",
 }
+_FIRST_GAP = {"postgresql": "(gaps::json -> 0 ->> 0)::bigint", "sqlite": "json_extract(gaps, '$[0][0]')"}
 _LAST_ERROR = {
     "postgresql": "(array_agg(error ORDER BY last_failed_at DESC))[1] AS error",
     "sqlite": "error, max(last_failed_at) AS last_failed_at",  # SQLite takes error from the row of the maximum
@@ -225,7 +226,7 @@ def _states(names: Names, dialect: str) -> str:
     """Event and group with where the event stands: below every position, in a gap, in trouble."""
     return f"""
     SELECT e.seq, e.id, e.type, g."group", g.low,
-        CASE WHEN g.gapped > 0 AND e.seq <= g.high THEN EXISTS (
+        CASE WHEN e.seq BETWEEN g.first_gap AND g.high THEN EXISTS (
             SELECT 1 FROM {names.qualified(names.positions)} AS p
             WHERE p."group" = g."group" AND p.gaps <> '[]' AND EXISTS ({_RANGES[dialect].format(column="p.gaps", seq="e.seq")})
         ) ELSE 1 = 0 END AS in_gap,
@@ -235,7 +236,7 @@ def _states(names: Names, dialect: str) -> str:
         CASE WHEN d.attempts > 1 THEN d.attempts - 1 ELSE 0 END AS retry_count
     FROM {names.qualified(names.events)} AS e
     LEFT JOIN (
-        SELECT "group", min(high) AS low, max(high) AS high, sum(CASE WHEN gaps <> '[]' THEN 1 ELSE 0 END) AS gapped
+        SELECT "group", min(high) AS low, max(high) AS high, min({_FIRST_GAP[dialect]}) AS first_gap
         FROM {names.qualified(names.positions)} GROUP BY "group"
     ) AS g ON 1 = 1
     LEFT JOIN (
