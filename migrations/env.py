@@ -1,7 +1,7 @@
 """Alembic environment of the event tables, with a version table of its own: the application's is left alone.
 
-It is started by :mod:`sqla_events.alembic`, which passes names and connection as attributes, or by the ``alembic`` command
-with ``-x url=… [-x events=NAME] [-x schema=NAME]``.
+It is started by :mod:`sqla_events.alembic`, which passes names and connection as attributes, or by the ``alembic``
+command with ``-x url=… [-x events=NAME] [-x schema=NAME]``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The event tables by Alembic: on their own, or within an application's own history.
 
-On their own: :func:`upgrade` (the command ``sqla-events migrate URL``) runs the migrations that ship with the library and
-keeps their version in a table of its own, so the application's ``alembic_version`` is never touched.
+On their own: :func:`upgrade` (the command ``sqla-events migrate URL``) runs the migrations that ship with the library
+and keeps their version in a table of its own, so the application's ``alembic_version`` is never touched.
 
-In an application's history, importing this module adds two operations, which work online and as a script (``--sql``)::
+In an application's history, importing this module adds two operations, which work online and as a script::
 
     import sqla_events.alembic
 
@@ -34,7 +34,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .bridge import Database, LoopThread
 from .errors import ConfigError
-from .schema import Names, require
+from .log.check import verify
+from .schema import Names, Tables
 
 Target = str | URL | Engine | AsyncEngine | Connection
 """A database: its URL (of a sync or async driver), an engine, or a connection, whose transaction is then used and left
@@ -68,11 +69,11 @@ def check(target: Target, names: Names | None = None) -> None:
 
     :raises SchemaError: if not; the message names the command that mends it.
     """
-    _connected(target, lambda connection: require(connection, names))
+    _connected(target, lambda connection: verify(connection, Tables(names)))
 
 
 def sql(dialect: str, names: Names | None = None) -> str:
-    """The statements of :func:`upgrade` as a script for whoever is allowed to run it; ``dialect`` is a name or a URL."""
+    """The statements of :func:`upgrade` as a script for whoever may run it; ``dialect`` is a name or a URL."""
     output = io.StringIO()
     config = _config(names, output)
     config.attributes["dialect"] = make_url(dialect).get_backend_name() if "://" in dialect else dialect
@@ -160,7 +161,7 @@ class _EventTablesOp(MigrateOperation):
 
 @Operations.register_operation("create_event_tables")
 class CreateEventTables(_EventTablesOp):
-    """``op.create_event_tables(events="events", schema=None)``: the tables, the view, and the row with their revision."""
+    """``op.create_event_tables(events="events", schema=None)``: tables, view, and the row with their revision."""
 
     @classmethod
     def create_event_tables(cls, operations: Operations, events: str = "events", schema: str | None = None) -> None:

@@ -1,9 +1,9 @@
 """Keeps ``alembic revision --autogenerate`` from proposing to drop the event tables.
 
-They are in the database and not in the application's MetaData, so Alembic takes them for leftovers. With Alembic >= 1.18
-nothing has to be done: this module is an Alembic plugin, found by its entry point whenever sqla_events is installed.
-(An ``env.py`` that sets ``autogenerate_plugins`` itself must include ``alembic.autogenerate.*``.) With an older one, say it
-in ``env.py``::
+They are in the database and not in the application's MetaData, so Alembic takes them for leftovers. With Alembic
+>= 1.18 nothing has to be done: this module is an Alembic plugin, found by its entry point whenever sqla_events is
+installed. (An ``env.py`` that sets ``autogenerate_plugins`` itself must include ``alembic.autogenerate.*``.) With an
+older one, say it in ``env.py``::
 
     context.configure(..., include_name=sqla_events.autogenerate.include_name)
 

@@ -26,13 +26,10 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    inspect,
-    select,
 )
-from sqlalchemy.dialects.postgresql import JSON as PG_JSON
-from sqlalchemy.engine import Connection
+from sqlalchemy.types import UserDefinedType
 
-from .errors import ConfigError, SchemaError
+from .errors import ConfigError
 
 REVISION = "0001"
 """The migration that this version of the library needs; the database tells its own in ``Names.version``."""
@@ -45,8 +42,8 @@ class Names:
     """What the tables are called.
 
     ``events`` names the log; the others derive from it (``events`` -> ``event_positions``, ``event_batches``,
-    ``event_deliveries``, ``event_status``, and ``sqla_events_version``, for another name ``<name>_version``). ``schema``
-    is the database schema, None for the default one.
+    ``event_deliveries``, ``event_status``, and ``sqla_events_version``, for another name ``<name>_version``).
+    ``schema`` is the database schema, None for the default one.
 
     :raises ConfigError: for a name that is not a plain identifier of at most 48 characters.
     """
@@ -97,11 +94,20 @@ class Names:
         return (self.events, self.positions, self.batches, self.deliveries, self.status, self.version)
 
     def qualified(self, name: str) -> str:
-        """``name`` as SQL text, with its schema. Names are plain identifiers, so quoting keeps their case and no more."""
+        """``name`` as SQL text, with its schema. Names are plain identifiers: quoting keeps their case and no more."""
         return f'"{self.schema}"."{name}"' if self.schema else f'"{name}"'
 
 
-_Json = Text().with_variant(PG_JSON(none_as_null=True), "postgresql")
+class JsonText(UserDefinedType[str]):
+    """PostgreSQL's ``json``, written and read as the text that it is: nothing is encoded or decoded on the way."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        return "JSON"
+
+
+_Json = Text().with_variant(JsonText(), "postgresql")
 _Time = DateTime(timezone=True)
 
 
@@ -195,35 +201,3 @@ class Tables:
             Column("last_failed_at", _Time, nullable=False),
             PrimaryKeyConstraint("group", "seq", "subscription"),
         )
-
-    @cached_property
-    def version(self) -> Table:
-        """Alembic's: one row with the revision that the tables are at."""
-        return Table(self.names.version, self.metadata, Column("version_num", Text, primary_key=True))
-
-
-def revision(connection: Connection, names: Names | None = None) -> str | None:
-    """The revision that the tables of this database are at; None if there are none."""
-    tables = Tables(names)
-    if not inspect(connection).has_table(tables.names.version, schema=tables.names.schema):
-        return None
-    return connection.scalar(select(tables.version.c.version_num))
-
-
-def require(connection: Connection, names: Names | None = None) -> None:
-    """See that the tables are there and no older than this library. Newer ones are left to the newer library's care.
-
-    :raises SchemaError: otherwise; the message names the command that mends it.
-    """
-    found = revision(connection, names)
-    if found is None or found < REVISION:
-        what = "missing" if found is None else f"outdated (revision {found}, needed {REVISION})"
-        url = connection.engine.url.render_as_string(hide_password=True)
-        raise SchemaError(f"the event tables are {what}; run: sqla-events migrate '{url}'{_options(names)}")
-
-
-def _options(names: Names | None) -> str:
-    if names is None:
-        return ""
-    events = "" if names.events == "events" else f" --table-name {names.events}"
-    return events + (f" --schema {names.schema}" if names.schema else "")

@@ -1,12 +1,14 @@
 """The event log, positions, batches, deliveries, and the view event_status.
 
-Frozen: a later change is a later revision. Everything is plain SQL, made by :func:`create` and :func:`drop` from names and
-dialect alone, so that an application's own migration can execute it (``op.create_event_tables()``), online or as a script.
+Frozen: a later change is a later revision. Everything is plain SQL, made by :func:`create` and :func:`drop` from names
+and dialect alone, so that an application's own migration can execute it (``op.create_event_tables()``), online or as a
+script.
 """
 
 from __future__ import annotations
 
 from alembic import op
+
 from sqla_events.schema import Names
 
 revision = "0001"
@@ -31,7 +33,7 @@ def create(names: Names, dialect: str) -> list[str]:
     return [*make(names), *_indexes(names), _view(names, dialect)]
 
 
-def drop(names: Names, dialect: str) -> list[str]:
+def drop(names: Names, dialect: str) -> list[str]:  # noqa: ARG001 - every revision has the same two functions
     """The statements that remove everything. Events and positions are lost. The dialects agree."""
     tables = (names.deliveries, names.batches, names.positions, names.events)
     return [f"DROP VIEW {names.qualified(names.status)}", *(f"DROP TABLE {names.qualified(table)}" for table in tables)]
@@ -170,21 +172,19 @@ CREATE TABLE {names.qualified(names.deliveries)} (
 
 
 def _indexes(names: Names) -> list[str]:
-    """For the view's times and for retention, which goes by seq. ``events`` has none beyond its key: each would be paid
-    at every captured write.
-    """
-    batches = names.batches
+    """For the view's times. ``events`` has none beyond its key: each would be paid at every captured write."""
+    batches, table = names.batches, names.qualified(names.batches)
     return [
-        f'CREATE INDEX "{batches}_high" ON {names.qualified(batches)} ("group", "partition", high, completed_at)',
-        f'CREATE INDEX "{batches}_filled" ON {names.qualified(batches)} ("group", "partition", high) WHERE filled <> \'[]\'',
+        f'CREATE INDEX "{batches}_high" ON {table} ("group", "partition", high, completed_at)',
+        f'CREATE INDEX "{batches}_filled" ON {table} ("group", "partition", high) WHERE filled <> \'[]\'',
     ]
 
 
 # The view -----------------------------------------------------------------------------------------------------------
 #
 # One row per event and consumer group (one with no group while there is none). With several partitions an event counts
-# as done when every partition is past it: the others skip foreign events as soon as they see them, so this is late by at
-# most the slowest partition, and the view needs no hash of the key.
+# as done when every partition is past it: the others skip foreign events as soon as they see them, so this is late by
+# at most the slowest partition, and the view needs no hash of the key.
 #
 # The times are subqueries in the select list: they cost nothing when they are not selected (status counts). Everything
 # is driven by events.seq, so a condition on seq reaches the primary keys.
@@ -224,11 +224,12 @@ FROM ({_states(names, dialect)}) AS s"""
 
 def _states(names: Names, dialect: str) -> str:
     """Event and group with where the event stands: below every position, in a gap, in trouble."""
+    in_gap = _RANGES[dialect].format(column="p.gaps", seq="e.seq")
     return f"""
     SELECT e.seq, e.id, e.type, g."group", g.low,
         CASE WHEN e.seq BETWEEN g.first_gap AND g.high THEN EXISTS (
             SELECT 1 FROM {names.qualified(names.positions)} AS p
-            WHERE p."group" = g."group" AND p.gaps <> '[]' AND EXISTS ({_RANGES[dialect].format(column="p.gaps", seq="e.seq")})
+            WHERE p."group" = g."group" AND p.gaps <> '[]' AND EXISTS ({in_gap})
         ) ELSE 1 = 0 END AS in_gap,
         coalesce(d.retrying, 0) AS retrying,
         coalesce(d.failed, 0) AS failed,
@@ -236,7 +237,8 @@ def _states(names: Names, dialect: str) -> str:
         CASE WHEN d.attempts > 1 THEN d.attempts - 1 ELSE 0 END AS retry_count
     FROM {names.qualified(names.events)} AS e
     LEFT JOIN (
-        SELECT "group", min(high) AS low, max(high) AS high, min({_FIRST_GAP[dialect]}) AS first_gap
+        SELECT "group", min(high) AS low, max(high) AS high,
+            min({_FIRST_GAP[dialect]}) AS first_gap
         FROM {names.qualified(names.positions)} GROUP BY "group"
     ) AS g ON 1 = 1
     LEFT JOIN (
@@ -250,8 +252,9 @@ def _states(names: Names, dialect: str) -> str:
 
 
 def _time(column: str, names: Names, in_filled: str) -> str:
-    """When the event was done: by the batch that filled its gap, else by the first whose position reached it; of several
-    partitions the last.
+    """When the event was done: by the batch that filled its gap, else by the first whose position reached it.
+
+    Of several partitions, the last.
     """
     batch = f"""SELECT b.{column} FROM {names.qualified(names.batches)} AS b
             WHERE b."group" = p."group" AND b."partition" = p."partition" AND b.high >= s.seq"""

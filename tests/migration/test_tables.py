@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqla_events import alembic
 from sqla_events.errors import ConfigError, SchemaError
-from sqla_events.schema import REVISION, Names, Tables, require, revision
+from sqla_events.schema import REVISION, Names, Tables
 
 NAMES = [Names(), Names("audit_log"), Names("Outbox"), Names("e" * 48)]
 
@@ -123,12 +123,12 @@ def insert(connection: sa.Connection, names: Names | None = None) -> int:
 
 def test_missing_and_outdated_tables_are_told_with_the_command(engine: Engine) -> None:
     """SchemaError names what to run, with the options that the names need, and without a password."""
-    with pytest.raises(SchemaError, match=r"missing; run: sqla-events migrate '.*' --table-name audit_log$"):
+    with pytest.raises(SchemaError, match=r"missing; .*: sqla-events migrate '.*' --table-name audit_log$"):
         alembic.check(engine, Names("audit_log"))
     alembic.upgrade(engine)
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE sqla_events_version SET version_num = '0000'"))
-    with pytest.raises(SchemaError, match=rf"outdated \(revision 0000, needed {REVISION}\); run: sqla-events migrate"):
+    with pytest.raises(SchemaError, match=rf"revision 0000 .* needs {REVISION}; .*: sqla-events migrate"):
         alembic.check(engine)
 
 
@@ -137,7 +137,7 @@ def test_newer_tables_are_accepted(engine: Engine) -> None:
     alembic.upgrade(engine)
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE sqla_events_version SET version_num = '9999'"))
-        require(connection)
+    alembic.check(engine)
 
 
 def test_every_kind_of_target(empty_database_url: str, async_url: Callable[[str], str]) -> None:
@@ -148,7 +148,7 @@ def test_every_kind_of_target(empty_database_url: str, async_url: Callable[[str]
     engine = sa.create_engine(empty_database_url)
     with engine.connect() as connection:
         alembic.upgrade(connection)
-        assert revision(connection) == REVISION
+        alembic.check(connection)
         connection.rollback()
     with pytest.raises(SchemaError):
         alembic.check(engine)

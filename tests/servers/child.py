@@ -66,7 +66,7 @@ def scratch(name: str, user: str | None = None) -> Path:
 
     Below /tmp where there is one: the path of a unix socket may have 107 characters, and TMPDIR can be longer than that.
     """
-    root = "/tmp" if Path("/tmp").is_dir() else None  # noqa: S108
+    root = "/tmp" if Path("/tmp").is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix=f"sqla-events-{name}-", dir=root))
     if user:
         shutil.chown(folder, user)

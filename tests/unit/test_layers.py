@@ -37,7 +37,7 @@ def rank_of(module: str) -> int:
 
 
 def top(module: str) -> str:
-    return module.split(".")[0]
+    return module.partition(".")[0]
 
 
 @cache
