@@ -63,7 +63,7 @@ class Broker:
         self._runtime: Runtime | None = None
         self._thread: LoopThread | None = None
         self._publisher = Publisher(
-            config, engine, self.tables, self.signals, self._groups, lambda: self._runtime, self._doorbell.ring
+            config, engine, self.tables, self.signals, self._groups, lambda: self._runtime, self._doorbell.ring, lambda: self._capture
         )
         self._capture = self._make_capture()
 
@@ -71,7 +71,7 @@ class Broker:
         if self.engine is None:
             return None
         return Capture(
-            self.engine, self.config.capture, self.tables, self.config.instance_id, self._publisher.committed, self.signals
+            self.engine, self.config.capture, self.tables, self.config.instance_id, self._publisher.committing, self.signals
         )
 
     # Capture -----------------------------------------------------------------------------------------------------

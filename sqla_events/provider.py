@@ -10,11 +10,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from .event import Event
+from .schema import Tables
+from .signals import Signals
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -166,6 +168,19 @@ class DeadLetters(Protocol):
     async def discard(self, ids: Sequence[str] | None = None, *, group: str | None = None, pattern: str = "*") -> int:
         """Forget them; returns how many."""
         ...
+
+
+@dataclass(frozen=True)
+class ProviderContext:
+    """What a provider may use of the broker it is made for."""
+
+    database: Any
+    """bridge.Database, or None in a process without one."""
+    tables: Tables
+    instance_id: str
+    signals: Signals
+    doorbell: Any
+    """bridge.Doorbell: rung when there may be new events in the log."""
 
 
 class Provider(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from . import context, log
 from .bridge import in_coroutine, wait_for
+from .capture import Capture
 from .config import Config
 from .errors import ConfigError
 from .event import Event
@@ -35,6 +37,7 @@ class Publisher:
         groups: Mapping[str, Subscriptions],
         runtime: Callable[[], Runtime | None],
         ring: Callable[[], None],
+        capture: Callable[[], Capture | None],
     ) -> None:
         self._config = config
         self._engine = engine
@@ -43,6 +46,7 @@ class Publisher:
         self._groups = groups
         self._runtime = runtime
         self._ring = ring
+        self._captured_by = capture
         self._waiters = Waiters()
 
     def make(self, event: Event | str, payload: Any, fields: dict[str, Any]) -> Event:
@@ -69,8 +73,11 @@ class Publisher:
 
     def _inside(self, session: Session | scoped_session[Session] | Connection, event: Event) -> None:
         connection = session if isinstance(session, Connection) else self._connection_of(session)
+        capture = self._captured_by()
+        if capture is not None:
+            capture.drain(connection)
+            capture.note(connection, event.id, event.type)
         log.append(connection, self._tables, [event])
-        context.wrote(connection, event)
 
     def _connection_of(self, session: Session | scoped_session[Session]) -> Connection:
         if not isinstance(session, (Session, scoped_session)):
@@ -125,13 +132,26 @@ class Publisher:
         if self._waiters:
             self._waiters.settled(event, error)
 
-    def committed(self, written: Sequence[tuple[Any, str]]) -> None:
-        """A transaction that wrote events (id, type) is committed: wake the reader; in mode ``sync`` wait for the handlers."""
+    def committing(self, written: Sequence[tuple[Any, str]]) -> Callable[[bool], None]:
+        """A transaction that wrote events (id, type) commits now; what is returned is to be called when it has.
+
+        It wakes the reader; in mode ``sync`` it also waits for the handlers. They are waited for from before the
+        COMMIT on: a reader may be through with an event before anybody could ask.
+        """
+        self._ring()  # a moment early, which readers expect: some commits have no moment after
         if self._config.mode != "sync" or self._runtime() is None or in_handler():
-            self._ring()
-            return
+            return lambda committed: self._count(written)
         handled = self._waiters.expect([(event_id, self._interested(event_type)) for event_id, event_type in written])
+        return lambda committed: self._await_handlers(handled, written)
+
+    def _count(self, written: Sequence[tuple[Any, str]]) -> None:
         self._ring()
+        if self._signals:
+            for event_type, count in Counter(event_type for _, event_type in written).items():
+                self._signals.emit(Published("database", event_type, count))
+
+    def _await_handlers(self, handled: Future[None], written: Sequence[tuple[Any, str]]) -> None:
+        self._count(written)
         try:
             wait_for(handled, self._config.sync_timeout)
         except TimeoutError:

@@ -7,6 +7,7 @@ bug in one group needs nobody to look after it. A part that another process must
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from .errors import ConfigError, ProviderUnavailable, SchemaError
 from .event import Event, encode, lane_of
 from .provider import Batch, Message, Provider, ProviderContext
 from .providers import load
+from .providers.log import reader_settings
 from .publishing import Writer
 from .relay import Relay
 from .retry import FOREVER, until_available
@@ -59,6 +61,8 @@ class Runtime:
         self.writer: Writer | None = None
         self.ready = asyncio.Event()
         """Set when the provider is open."""
+        self._name = f"{config.instance_id}-{secrets.token_hex(4)}"
+        """Of this start: an instance id may be shared by processes of one host, the owner of a lease may not."""
         self._stopping = asyncio.Event()
         self._parts: dict[str, asyncio.Task[None]] = {}
         self._consumers: dict[str, Consumer] = {}
@@ -182,7 +186,7 @@ class Runtime:
         assert self.provider is not None
         config = self._config
         workers = 1 if config.mode == "sync" else config.worker_count
-        settings = ConsumerSettings(config.instance_id, workers, config.buffer_size)
+        settings = ConsumerSettings(self._name, workers, config.buffer_size)
         consumer = Consumer(self.provider, group, self._groups[group], settings, self._signals, self._on_settled)
         self._consumers[group] = consumer
         if self._stopping.is_set():
@@ -192,7 +196,9 @@ class Runtime:
     async def _run_relay(self) -> None:
         assert self.database is not None
         assert self.provider is not None
-        self._relay = Relay(self.database, self.tables, self.provider, self._config, self._signals, self._doorbell)
+        group = f"relay:{self._config.provider}"
+        settings = reader_settings(self._config, group, self._name, 0, 1, 4 * self._config.batch_size)
+        self._relay = Relay(self.database, self.tables, self.provider, settings, self._signals, self._doorbell)
         await self._relay.run()
 
     async def _run_retention(self) -> None:

@@ -1,0 +1,273 @@
+"""Capture: every write of an engine becomes rows of the outbox, on the connection and in the transaction of the write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from fnmatch import fnmatchcase
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import Mapper, Session
+
+from .. import context, encoding
+from ..errors import CaptureError, ConfigError
+from ..event import new_id, type_of
+from ..schema import Tables
+from ..signals import Signals
+from . import outbox
+from .buffer import Buffer, buffer_of
+from .codec import TableCodec
+from .listener import Listener, Loaded, Plan
+from .settings import CaptureSettings
+
+After = Callable[[bool], None]
+Committing = Callable[[list[tuple[Any, str]]], After]
+"""Called right before COMMIT with (id, type) of the transaction's events; what it returns is called after it."""
+
+DRAIN_AT = 1000
+
+_committed: ContextVar[tuple[After, ...]] = ContextVar("sqla_events_committed", default=())
+
+
+class Capture:
+    """The hooks on one engine."""
+
+    def __init__(
+        self,
+        engine: Engine | AsyncEngine,
+        settings: CaptureSettings,
+        tables: Tables,
+        instance_id: str,
+        committing: Committing,
+        signals: Signals,
+    ) -> None:
+        self._engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        self._settings = settings
+        self._tables = tables
+        self._instance_id = instance_id
+        self._committing = committing
+        self._signals = signals
+        self._codecs: dict[sa.Table, TableCodec | None] = {}
+        self._listener = Listener(self._engine, self._codec_of, self._make)
+        self._installed = False
+        self._text_id = self._engine.dialect.name == "sqlite"
+        self._include = _Choice(settings.include, settings.default_schema)
+        self._exclude = _Choice(settings.exclude, settings.default_schema)
+
+    # Hooks -------------------------------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Hook in; doing it again changes nothing."""
+        if self._installed:
+            return
+        self._listener.listen()
+        for name in _TRANSACTION:
+            event.listen(self._engine, name, getattr(self, f"_{name}"))
+        event.listen(Session, "after_commit", self._after_session)
+        event.listen(self._engine, "checkin", self._after_connection)
+        self._installed = True
+
+    def uninstall(self) -> None:
+        """Take every hook off again."""
+        if not self._installed:
+            return
+        self._listener.unlisten()
+        for name in _TRANSACTION:
+            event.remove(self._engine, name, getattr(self, f"_{name}"))
+        event.remove(Session, "after_commit", self._after_session)
+        event.remove(self._engine, "checkin", self._after_connection)
+        self._installed = False
+
+    # Transactions ------------------------------------------------------------------------------------------------
+
+    def _commit(self, connection: Connection) -> None:
+        buffer = buffer_of(connection)
+        self._drain(connection, buffer)
+        if buffer.written:
+            _committed.set((*_committed.get(), self._committing(list(buffer.written))))
+        buffer.clear()
+
+    def _prepare_twophase(self, connection: Connection, xid: Any) -> None:
+        self._drain(connection, buffer_of(connection))
+
+    def _commit_twophase(self, connection: Connection, xid: Any, is_prepared: bool) -> None:
+        self._commit(connection)
+
+    def _rollback(self, connection: Connection) -> None:
+        buffer_of(connection).clear()
+
+    def _rollback_twophase(self, connection: Connection, xid: Any, is_prepared: bool) -> None:
+        self._rollback(connection)
+
+    def _savepoint(self, connection: Connection, name: str) -> None:
+        buffer = buffer_of(connection)
+        self._drain(connection, buffer)
+        buffer.marks[name] = len(buffer.written)
+
+    def _rollback_savepoint(self, connection: Connection, name: str, _: Any) -> None:
+        buffer = buffer_of(connection)
+        buffer.rows.clear()
+        buffer.plans.clear()
+        del buffer.written[buffer.marks.get(name, 0) :]
+
+    def _after_session(self, session: Session) -> None:
+        _finish()
+
+    def _after_connection(self, dbapi_connection: Any, record: Any) -> None:
+        _finish()
+
+    # Events ------------------------------------------------------------------------------------------------------
+
+    def note(self, connection: Connection, event_id: Any, event_type: str) -> None:
+        """An event was published by hand in this connection's transaction."""
+        buffer = buffer_of(connection)
+        buffer.written.append((event_id, event_type))
+
+    def _drain(self, connection: Connection, buffer: Buffer) -> None:
+        if not buffer.rows:
+            return
+        rows = list(buffer.rows)
+        buffer.rows.clear()
+        outbox.write(connection, self._tables, rows)
+
+    def drain(self, connection: Connection) -> None:
+        """Write what is captured and not written yet, so that what follows comes after it in the log."""
+        self._drain(connection, buffer_of(connection))
+
+    def _make(
+        self, connection: Connection, buffer: Buffer, plan: Plan, key: dict[str, Any], before: Any, after: Any, unknown: list[str]
+    ) -> None:
+        codec, special = plan.codec, {}
+        payload: dict[str, Any] = {"key": _side(codec, key, "key", special)}
+        if before is not None and self._settings.old_values != "never":
+            payload["before"] = _side(codec, before, "before", special)
+        if after is not None:
+            payload["after"] = _side(codec, after, "after", special)
+        if unknown:
+            payload["unknown"] = [name for name in unknown if name in codec.columns]
+        text = encoding.dumps(payload)
+        limit = self._settings.max_payload_bytes
+        if limit is not None and len(text.encode()) > limit:
+            text = self._too_large(plan, payload, len(text), limit)
+        self._add(connection, buffer, plan, codec.key_text({k: v.value if isinstance(v, Loaded) else v for k, v in key.items()}), text, codec.types(special))
+
+    def _too_large(self, plan: Plan, payload: dict[str, Any], size: int, limit: int) -> str:
+        if self._settings.on_too_large == "error":
+            raise CaptureError(
+                f"an event of {plan.table.fullname} has a payload of {size} bytes, and max_payload_bytes is {limit}; "
+                "exclude large columns (exclude_columns), raise the limit, or set on_too_large to 'truncate'"
+            )
+        names = sorted({name for side in ("before", "after") for name in payload.get(side, {})})
+        return encoding.dumps({"key": payload["key"], "truncated": names})
+
+    def _add(self, connection: Connection, buffer: Buffer, plan: Plan, key: str | None, payload: str, types: str | None) -> None:
+        about = context.current()
+        identity = new_id()
+        schema = _schema_of(plan.table, connection) or self._settings.default_schema
+        kind = type_of(schema, plan.table.name, plan.verb)
+        metadata = None
+        if about.metadata:
+            special: encoding.Types = {}
+            metadata = encoding.dumps(encoding.lower(about.metadata, "/metadata", special))
+            types = _joined(types, special)
+        buffer.rows.append(
+            (
+                identity.hex if self._text_id else str(identity), "database", kind, schema, plan.table.name, plan.verb, key, payload, types, metadata,
+                None if about.user_id is None else str(about.user_id), about.session_id, self._instance_id,
+            )  # fmt: skip
+        )
+        buffer.written.append((identity, kind))
+        if len(buffer.rows) >= DRAIN_AT:
+            self._drain(connection, buffer)
+
+    # What is captured --------------------------------------------------------------------------------------------
+
+    def _codec_of(self, table: sa.Table, connection: Connection) -> TableCodec | None:
+        try:
+            return self._codecs[table]
+        except KeyError:
+            codec = self._codecs[table] = self._codec(table) if self._wanted(table) else None
+            return codec
+
+    def _wanted(self, table: sa.Table) -> bool:
+        if table.name in self._tables.names.all:
+            return False
+        return not self._exclude.has(table) and (not self._include or self._include.has(table))
+
+    def _codec(self, table: sa.Table) -> TableCodec:
+        s = self._settings
+        return TableCodec(
+            table, self._engine.dialect, table.primary_key,
+            _columns(s.exclude_columns, "exclude", s.default_schema), _columns(s.redact_columns, "redact", s.default_schema),
+            s.on_unencodable == "placeholder",
+        )  # fmt: skip
+
+
+_TRANSACTION = (
+    "commit", "rollback", "savepoint", "rollback_savepoint", "prepare_twophase", "commit_twophase", "rollback_twophase",
+)  # fmt: skip
+
+
+def _finish() -> None:
+    waiting = _committed.get()
+    if waiting:
+        _committed.set(())
+        for after in waiting:
+            after(True)
+
+
+def _side(codec: TableCodec, values: dict[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
+    bound = {key: value for key, value in values.items() if type(value) is not Loaded}
+    loaded = {key: value.value for key, value in values.items() if type(value) is Loaded}
+    return {**codec.side(bound, where, types), **codec.side(loaded, where, types, bound=False)}
+
+
+def _schema_of(table: sa.Table, connection: Connection) -> str | None:
+    translate = connection.get_execution_options().get("schema_translate_map")
+    return translate.get(table.schema, table.schema) if translate else table.schema
+
+
+def _joined(types: str | None, more: encoding.Types) -> str | None:
+    if not more:
+        return types
+    text = encoding.dumps(more)
+    return text if types is None else f"{types[:-1]},{text[1:]}"
+
+
+def _columns(patterns: tuple[str, ...], word: str, default_schema: str) -> Callable[[sa.Column[Any]], bool]:
+    def chosen(column: sa.Column[Any]) -> bool:
+        table = column.table
+        full = f"{table.schema or default_schema}.{table.name}.{column.name}"
+        return column.info.get("sqla_events") == word or any(
+            fnmatchcase(full if "." in pattern else column.name, pattern) for pattern in patterns
+        )
+
+    return chosen
+
+
+class _Choice:
+    """Tables by pattern, mapped class or Table."""
+
+    def __init__(self, wanted: tuple[Any, ...], default_schema: str) -> None:
+        self._patterns = [one for one in wanted if isinstance(one, str)]
+        self._tables = {table for one in wanted if not isinstance(one, str) for table in _tables_of(one)}
+        self._default_schema = default_schema
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns or self._tables)
+
+    def has(self, table: sa.Table) -> bool:
+        full = f"{table.schema or self._default_schema}.{table.name}"
+        return table in self._tables or any(fnmatchcase(full, pattern) or fnmatchcase(f"{full}.create", pattern) for pattern in self._patterns)
+
+
+def _tables_of(one: Any) -> list[sa.Table]:
+    found = sa.inspect(one, raiseerr=False)
+    tables = list(found.tables) if isinstance(found, Mapper) else [one]
+    if not all(isinstance(table, sa.Table) for table in tables):
+        raise ConfigError(f"capture.include or exclude has {one!r}; it must be a pattern, a mapped class or a Table")
+    return tables

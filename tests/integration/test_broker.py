@@ -58,6 +58,7 @@ def test_committed_changes_reach_the_handler_and_rolled_back_ones_do_not(app: Ap
         user = User(id=1, name="Ann")
         session.add(user)
         session.commit()
+        assert user.name == "Ann"  # loaded: so the session, and the event, know the old value
         user.name = "Anna"
         session.commit()
         session.add(User(id=2, name="Nobody"))

@@ -1,0 +1,58 @@
+"""What one Connection has captured and not written yet.
+
+It belongs to the Connection, not to the session, the thread or ``Connection.info`` (which two Connections of a StaticPool
+share): a savepoint, a rollback and a failed flush then concern exactly what they undo.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from ..errors import CaptureError
+
+ATTRIBUTE = "_sqla_events_buffer"
+
+
+class Buffer:
+    """Rows for the outbox in the order of their writes, and the statements that run now."""
+
+    __slots__ = ("checked", "marks", "plans", "rows", "states", "written")
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.plans: list[Any] = []
+        self.states: dict[Any, Any] = {}
+        self.written: list[tuple[Any, str]] = []
+        """(id, type) of every event of the transaction, in the table or still in ``rows``."""
+        self.marks: dict[str, int] = {}
+        """How much was written when a savepoint was made."""
+        self.checked = False
+
+    def clear(self) -> None:
+        """Forget everything: the transaction is over."""
+        self.rows.clear()
+        self.plans.clear()
+        self.states.clear()
+        self.written.clear()
+        self.marks.clear()
+
+    def refuse_autocommit(self, connection: Connection) -> None:
+        """:raises CaptureError: if every statement commits by itself: the event could be lost or lie."""
+        if self.checked:
+            return
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT" or connection.get_isolation_level() == "AUTOCOMMIT":
+            raise CaptureError(
+                "the connection is in AUTOCOMMIT, where a write and its event cannot commit together; "
+                "write in a transaction, or exclude the table from capture"
+            )
+        self.checked = True
+
+
+def buffer_of(connection: Connection) -> Buffer:
+    """The buffer of a connection, made on first use."""
+    buffer = connection.__dict__.get(ATTRIBUTE)
+    if buffer is None:
+        buffer = connection.__dict__[ATTRIBUTE] = Buffer()
+    return buffer  # type: ignore[no-any-return]

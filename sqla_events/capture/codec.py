@@ -1,0 +1,229 @@
+"""Values of one table's columns as JSON, and the JSON of an event's payload.
+
+A value stands in an event at the level of its column's SQL type: what a TypeDecorator hands to its implementation, not
+what the application sees. So an encrypted column's event holds ciphertext, and every value has a JSON form. What comes
+back from the driver (RETURNING) is brought to the same level by the implementation type's result processor.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import json
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import PickleType, TypeDecorator, TypeEngine
+
+from .. import encoding
+from ..errors import CaptureError, EventError
+
+REDACTED = "[redacted]"
+UNENCODABLE = "[unencodable]"
+
+Form = Callable[[Any], Any]
+
+_EXACT: dict[type, tuple[str | None, Form | None]] = {
+    str: (None, None),
+    int: (None, None),
+    bool: (None, None),
+    Decimal: ("decimal", str),
+    uuid.UUID: ("uuid", str),
+    dt.date: ("date", dt.date.isoformat),
+    dt.time: ("time", dt.time.isoformat),
+    dt.datetime: ("datetime", dt.datetime.isoformat),
+    dt.timedelta: ("timedelta", encoding.duration),
+    bytes: ("bytes", encoding.base64_text),
+}
+
+
+class ColumnCodec:
+    """One column: its usual Python type with a constant form and code, and the general way for everything else."""
+
+    def __init__(self, column: sa.Column[Any], dialect: Dialect) -> None:
+        self.name = column.name
+        self.column = column
+        self.bind, kind = _binder(column.type, dialect)
+        self.kind = kind
+        self.is_json = isinstance(kind, sa.JSON)
+        self.dumps: Callable[[Any], str] = getattr(dialect, "_json_serializer", None) or json.dumps
+        self.load = kind.dialect_impl(dialect).result_processor(dialect, None)
+        self.enum = kind.enum_class if isinstance(kind, sa.Enum) else None
+        self.expected, self.code, self.form = self._usual()
+
+    def _usual(self) -> tuple[type | None, str | None, Form | None]:
+        if self.enum is not None:
+            return self.enum, encoding.enum_code(self.enum), lambda member: member.name
+        if self.is_json:
+            return None, None, None
+        try:
+            expected = self.kind.python_type
+        except NotImplementedError:
+            return None, None, None
+        code, form = _EXACT.get(expected, (None, None))
+        return (expected, code, form) if expected in _EXACT else (None, None, None)
+
+    def lower(self, value: Any, pointer: str, types: encoding.Types) -> Any:
+        """The JSON form of a value at the level of the SQL type; ``types`` gets its code unless it is the usual one."""
+        if self.is_json:
+            return self._json(value, pointer, types)
+        if value is None:
+            return None
+        if type(value) is self.expected:
+            return value if self.form is None else self.form(value)
+        return self._unusual(value, pointer, types)
+
+    def _unusual(self, value: Any, pointer: str, types: encoding.Types) -> Any:
+        if self.enum is not None and isinstance(value, str):
+            member = self.kind._object_value_for_elem(value)  # type: ignore[attr-defined]
+            return member.name if isinstance(member, enum.Enum) else value
+        if self.expected is Decimal and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        if self.expected is bytes and isinstance(value, (bytearray, memoryview)):
+            return encoding.base64_text(value)
+        found: encoding.Types = {}
+        lowered = encoding.lower(value, pointer, found)
+        if self.code is not None and not found:
+            found[pointer] = ""  # natural here, although the column's constant code says otherwise
+        types.update(found)
+        return lowered
+
+    def _json(self, value: Any, pointer: str, types: encoding.Types) -> Any:
+        if value is sa.JSON.NULL or (value is None and not getattr(self.kind, "none_as_null", False)):
+            types[pointer] = "jsonnull"
+            return None
+        if value is None:
+            return None
+        return msgspec.Raw(self.dumps(value).encode())
+
+    def loaded(self, raw: Any) -> Any:
+        """What the driver returned, at the level of the SQL type."""
+        if self.is_json and raw is None:
+            return _SQL_NULL
+        return raw if self.load is None or raw is None else self.load(raw)
+
+
+class _SqlNull:
+    """NULL in a JSON column, where None would mean a JSON null."""
+
+
+_SQL_NULL = _SqlNull()
+
+
+def _binder(kind: TypeEngine[Any], dialect: Dialect) -> tuple[Form | None, TypeEngine[Any]]:
+    """What brings a bound value to the level of the SQL type, and that type."""
+    steps: list[Form] = []
+    kind = kind.with_variant(kind, dialect.name) if False else kind
+    variants = getattr(kind, "_variant_mapping", {})
+    kind = variants.get(dialect.name, kind)
+    while isinstance(kind, TypeDecorator):
+        if isinstance(kind, PickleType):
+            bind = kind.bind_processor(dialect)
+            if bind is not None:
+                steps.append(bind)
+            return _chain(steps), sa.LargeBinary()
+        if isinstance(kind, sa.Interval):
+            return _chain(steps), sa.Interval()
+        if type(kind).process_bind_param is not TypeDecorator.process_bind_param:
+            steps.append(lambda value, kind=kind: kind.process_bind_param(value, dialect))
+        kind = kind.load_dialect_impl(dialect) if type(kind).load_dialect_impl is not TypeDecorator.load_dialect_impl else kind.impl_instance
+    return _chain(steps), kind
+
+
+def _chain(steps: list[Form]) -> Form | None:
+    if not steps:
+        return None
+    if len(steps) == 1:
+        return steps[0]
+
+    def run(value: Any) -> Any:
+        for step in steps:
+            value = step(value)
+        return value
+
+    return run
+
+
+class TableCodec:
+    """All columns of a table that events may show."""
+
+    def __init__(
+        self,
+        table: sa.Table,
+        dialect: Dialect,
+        key: Iterable[sa.Column[Any]],
+        hidden: Callable[[sa.Column[Any]], bool],
+        redacted: Callable[[sa.Column[Any]], bool],
+        placeholder: bool,
+    ) -> None:
+        self.table = table
+        self.columns = {column.key: ColumnCodec(column, dialect) for column in table.columns if not hidden(column)}
+        self.redacted = {codec.name for codec in self.columns.values() if redacted(codec.column)}
+        self.key = tuple(column.key for column in key)
+        self.placeholder = placeholder
+        self._codes = {
+            f"/payload/*/{encoding.escape(one.name)}": one.code
+            for one in self.columns.values()
+            if one.code is not None and one.name not in self.redacted
+        }
+        self._types = encoding.dumps(self._codes) if self._codes else None
+
+    def side(self, values: Mapping[str, Any], where: str, types: encoding.Types, bound: bool = True) -> dict[str, Any]:
+        """Column name -> JSON form. ``bound``: the values are as given to the statement; else at the level of the SQL type."""
+        lowered = {}
+        for key, value in values.items():
+            codec = self.columns.get(key)
+            if codec is None:
+                continue
+            if codec.name in self.redacted:
+                lowered[codec.name] = None if value is None else REDACTED
+                continue
+            lowered[codec.name] = self._lowered(codec, value, where, types, bound)
+        return lowered
+
+    def _lowered(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types, bound: bool) -> Any:
+        if value is _SQL_NULL:
+            return None
+        try:
+            if bound and codec.bind is not None:
+                value = codec.bind(value)
+            lowered = codec.lower(value, f"/payload/{where}/{encoding.escape(codec.name)}", types)
+            if type(lowered) is str:
+                lowered.encode()
+            return lowered
+        except (EventError, UnicodeEncodeError, TypeError, ValueError) as error:
+            if self.placeholder:
+                return f"{UNENCODABLE} {type(value).__qualname__}"
+            raise CaptureError(
+                f"{self.table.fullname}.{codec.name} has a {type(value).__module__}.{type(value).__qualname__} "
+                f"that cannot be put into an event: {error}"
+            ) from error
+
+    def types(self, special: encoding.Types) -> str | None:
+        """The sidecar's text: constant, unless some values were not of their columns' usual type."""
+        if not special:
+            return self._types
+        codes = dict(self._codes)
+        for pointer in special:
+            codes.pop(f"/payload/*/{pointer.split('/')[3]}", None)
+        return encoding.dumps({**codes, **{pointer: code for pointer, code in special.items() if code}})
+
+    def key_text(self, values: Mapping[str, Any]) -> str | None:
+        """The primary key as text: one column as it is, several as a JSON array; ``*`` for a table without one."""
+        if not self.key:
+            return "*"
+        forms = [self._key_form(name, values.get(name)) for name in self.key]
+        if any(form is None for form in forms):
+            return None
+        return str(forms[0]) if len(forms) == 1 else encoding.dumps(forms)
+
+    def _key_form(self, name: str, value: Any) -> Any:
+        codec = self.columns.get(name)
+        if codec is None:
+            return None if value is None else str(value)
+        return self._lowered(codec, value, "key", {}, bound=True)
