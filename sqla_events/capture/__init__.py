@@ -14,14 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Mapper, Session
 
 from .. import context, encoding
+from ..bridge import refuse_autocommit
 from ..errors import CaptureError, ConfigError
 from ..event import new_id, type_of
 from ..schema import Tables
-from ..signals import Signals
+from ..signals import Gap, Signals, logger
 from . import outbox
 from .buffer import Buffer, buffer_of
 from .codec import TableCodec
-from .listener import Listener, Loaded, Plan
+from .listener import Listener
+from .plan import Loaded, Plan, Row
 from .settings import CaptureSettings
 
 After = Callable[[bool], None]
@@ -52,9 +54,11 @@ class Capture:
         self._committing = committing
         self._signals = signals
         self._codecs: dict[sa.Table, TableCodec | None] = {}
-        self._listener = Listener(self._engine, self._codec_of, self._make)
+        on_gap = None if settings.on_gap == "ignore" else self._gap
+        self._listener = Listener(self._engine, self._codec_of, self._make, on_gap, settings.old_values)
         self._installed = False
         self._text_id = self._engine.dialect.name == "sqlite"
+        self._enabled = {"create": settings.enable_create, "update": settings.enable_update, "delete": settings.enable_delete}
         self._include = _Choice(settings.include, settings.default_schema)
         self._exclude = _Choice(settings.exclude, settings.default_schema)
 
@@ -64,6 +68,7 @@ class Capture:
         """Hook in; doing it again changes nothing."""
         if self._installed:
             return
+        refuse_autocommit(self._engine)
         self._listener.listen()
         for name in _TRANSACTION:
             event.listen(self._engine, name, getattr(self, f"_{name}"))
@@ -138,22 +143,36 @@ class Capture:
         """Write what is captured and not written yet, so that what follows comes after it in the log."""
         self._drain(connection, buffer_of(connection))
 
-    def _make(
-        self, connection: Connection, buffer: Buffer, plan: Plan, key: dict[str, Any], before: Any, after: Any, unknown: list[str]
-    ) -> None:
+    def _make(self, connection: Connection, buffer: Buffer, plan: Plan, row: Row) -> None:
+        verb = row.verb or plan.verb
+        if not self._enabled[verb]:
+            return
         codec, special = plan.codec, {}
-        payload: dict[str, Any] = {"key": _side(codec, key, "key", special)}
-        if before is not None and self._settings.old_values != "never":
-            payload["before"] = _side(codec, before, "before", special)
-        if after is not None:
-            payload["after"] = _side(codec, after, "after", special)
-        if unknown:
-            payload["unknown"] = [name for name in unknown if name in codec.columns]
+        payload: dict[str, Any] = {"key": _side(codec, row.key, "key", special)}
+        if row.before is not None and self._settings.old_values != "never":
+            payload["before"] = _side(codec, row.before, "before", special)
+        if row.after is not None:
+            payload["after"] = _side(codec, row.after, "after", special)
+        if row.unknown:
+            payload["unknown"] = list(row.unknown)
+        if verb == "delete" and codec.cascades:
+            payload["cascades"] = codec.cascades
         text = encoding.dumps(payload)
         limit = self._settings.max_payload_bytes
         if limit is not None and len(text.encode()) > limit:
-            text = self._too_large(plan, payload, len(text), limit)
-        self._add(connection, buffer, plan, codec.key_text({k: v.value if isinstance(v, Loaded) else v for k, v in key.items()}), text, codec.types(special))
+            text = self._too_large(plan, payload, len(text.encode()), limit)
+        key = codec.key_text({name: _plain(value) for name, value in row.key.items()})
+        self._add(connection, buffer, plan.table, verb, key, text, codec.types(special))
+
+    def _gap(self, table: str, statement: str, reason: str) -> None:
+        """A write that cannot be seen into: known tables of ours and Alembic's are none of the application's."""
+        if table in self._tables.names.all or table == "alembic_version":
+            return
+        self._signals.emit(Gap(statement[:1000], reason))
+        message = f"{reason} writes to {table!r} and is not captured: {statement[:200]}"
+        if self._settings.on_gap == "raise":
+            raise CaptureError(f"{message}; write it with insert(), update() or delete(), or set capture.on_gap to 'warn' or 'ignore'")
+        logger.warning("%s", message)
 
     def _too_large(self, plan: Plan, payload: dict[str, Any], size: int, limit: int) -> str:
         if self._settings.on_too_large == "error":
@@ -164,11 +183,13 @@ class Capture:
         names = sorted({name for side in ("before", "after") for name in payload.get(side, {})})
         return encoding.dumps({"key": payload["key"], "truncated": names})
 
-    def _add(self, connection: Connection, buffer: Buffer, plan: Plan, key: str | None, payload: str, types: str | None) -> None:
+    def _add(
+        self, connection: Connection, buffer: Buffer, table: sa.Table, verb: str, key: str | None, payload: str, types: str | None
+    ) -> None:
         about = context.current()
         identity = new_id()
-        schema = _schema_of(plan.table, connection) or self._settings.default_schema
-        kind = type_of(schema, plan.table.name, plan.verb)
+        schema = _schema_of(table, connection) or self._settings.default_schema
+        kind = type_of(schema, table.name, verb)
         metadata = None
         if about.metadata:
             special: encoding.Types = {}
@@ -176,7 +197,7 @@ class Capture:
             types = _joined(types, special)
         buffer.rows.append(
             (
-                identity.hex if self._text_id else str(identity), "database", kind, schema, plan.table.name, plan.verb, key, payload, types, metadata,
+                identity.hex if self._text_id else str(identity), "database", kind, schema, table.name, verb, key, payload, types, metadata,
                 None if about.user_id is None else str(about.user_id), about.session_id, self._instance_id,
             )  # fmt: skip
         )
@@ -186,7 +207,7 @@ class Capture:
 
     # What is captured --------------------------------------------------------------------------------------------
 
-    def _codec_of(self, table: sa.Table, connection: Connection) -> TableCodec | None:
+    def _codec_of(self, table: sa.Table) -> TableCodec | None:
         try:
             return self._codecs[table]
         except KeyError:
@@ -224,6 +245,10 @@ def _side(codec: TableCodec, values: dict[str, Any], where: str, types: encoding
     bound = {key: value for key, value in values.items() if type(value) is not Loaded}
     loaded = {key: value.value for key, value in values.items() if type(value) is Loaded}
     return {**codec.side(bound, where, types), **codec.side(loaded, where, types, bound=False)}
+
+
+def _plain(value: Any) -> Any:
+    return value.value if type(value) is Loaded else value
 
 
 def _schema_of(table: sa.Table, connection: Connection) -> str | None:

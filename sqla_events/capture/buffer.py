@@ -42,7 +42,8 @@ class Buffer:
         """:raises CaptureError: if every statement commits by itself: the event could be lost or lie."""
         if self.checked:
             return
-        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT" or connection.get_isolation_level() == "AUTOCOMMIT":
+        level = connection.get_execution_options().get("isolation_level") or getattr(connection.dialect, "_on_connect_isolation_level", None)
+        if level == "AUTOCOMMIT":
             raise CaptureError(
                 "the connection is in AUTOCOMMIT, where a write and its event cannot commit together; "
                 "write in a transaction, or exclude the table from capture"

@@ -52,7 +52,9 @@ class ColumnCodec:
         self.kind = kind
         self.is_json = isinstance(kind, sa.JSON)
         self.dumps: Callable[[Any], str] = getattr(dialect, "_json_serializer", None) or json.dumps
-        self.load = kind.dialect_impl(dialect).result_processor(dialect, None)
+        self._impl = kind.dialect_impl(dialect)
+        self._dialect = dialect
+        self._loads: dict[Any, Form | None] = {}
         self.enum = kind.enum_class if isinstance(kind, sa.Enum) else None
         self.expected, self.code, self.form = self._usual()
 
@@ -101,31 +103,32 @@ class ColumnCodec:
             return None
         return msgspec.Raw(self.dumps(value).encode())
 
-    def loaded(self, raw: Any) -> Any:
-        """What the driver returned, at the level of the SQL type."""
-        if self.is_json and raw is None:
-            return _SQL_NULL
-        return raw if self.load is None or raw is None else self.load(raw)
+    def loaded(self, raw: Any, code: Any) -> Any:
+        """What the driver returned with this type code, at the level of the SQL type."""
+        if raw is None:
+            return SQL_NULL if self.is_json else None
+        if code not in self._loads:
+            self._loads[code] = self._impl.result_processor(self._dialect, code)
+        load = self._loads[code]
+        return raw if load is None else load(raw)
 
 
 class _SqlNull:
-    """NULL in a JSON column, where None would mean a JSON null."""
+    pass
 
 
-_SQL_NULL = _SqlNull()
+SQL_NULL = _SqlNull()
+"""NULL in a JSON column, where None would mean a JSON null."""
 
 
 def _binder(kind: TypeEngine[Any], dialect: Dialect) -> tuple[Form | None, TypeEngine[Any]]:
     """What brings a bound value to the level of the SQL type, and that type."""
     steps: list[Form] = []
-    kind = kind.with_variant(kind, dialect.name) if False else kind
     variants = getattr(kind, "_variant_mapping", {})
     kind = variants.get(dialect.name, kind)
     while isinstance(kind, TypeDecorator):
         if isinstance(kind, PickleType):
-            bind = kind.bind_processor(dialect)
-            if bind is not None:
-                steps.append(bind)
+            steps.append(lambda value, kind=kind: None if value is None else kind.pickler.dumps(value, kind.protocol))
             return _chain(steps), sa.LargeBinary()
         if isinstance(kind, sa.Interval):
             return _chain(steps), sa.Interval()
@@ -166,6 +169,8 @@ class TableCodec:
         self.redacted = {codec.name for codec in self.columns.values() if redacted(codec.column)}
         self.key = tuple(column.key for column in key)
         self.placeholder = placeholder
+        self.cascades = _cascades(table)
+        """What the database itself changes when a row goes: table -> action of its foreign key."""
         self._codes = {
             f"/payload/*/{encoding.escape(one.name)}": one.code
             for one in self.columns.values()
@@ -187,7 +192,7 @@ class TableCodec:
         return lowered
 
     def _lowered(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types, bound: bool) -> Any:
-        if value is _SQL_NULL:
+        if value is SQL_NULL:
             return None
         try:
             if bound and codec.bind is not None:
@@ -227,3 +232,19 @@ class TableCodec:
         if codec is None:
             return None if value is None else str(value)
         return self._lowered(codec, value, "key", {}, bound=True)
+
+
+def _cascades(table: sa.Table) -> dict[str, str]:
+    return {
+        child.fullname: constraint.ondelete.upper()
+        for child in table.metadata.tables.values()
+        for constraint in child.foreign_key_constraints
+        if constraint.ondelete and constraint.ondelete.upper() != "NO ACTION" and _refers(constraint, table)
+    }
+
+
+def _refers(constraint: sa.ForeignKeyConstraint, table: sa.Table) -> bool:
+    try:
+        return constraint.referred_table is table
+    except sa.exc.InvalidRequestError:  # the other table is not defined (yet)
+        return False
