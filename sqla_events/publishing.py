@@ -10,7 +10,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 
 import msgspec
@@ -123,7 +123,7 @@ class Waiters:
     """Who waits for which events to be handled, by id. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()  # a future that is settled under it may call forget()
         self._waiting: dict[uuid.UUID, _Countdown] = {}
 
     def __bool__(self) -> bool:

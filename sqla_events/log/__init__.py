@@ -1,0 +1,8 @@
+"""The log: SQL as plain functions of a synchronous Connection, and the reader that holds a lease on a position."""
+
+from .append import append
+from .check import verify
+from .query import GroupStats, get_event, groups, list_events, newest, rows_by_seq, stats
+from .retention import retain
+
+__all__ = ["GroupStats", "append", "get_event", "groups", "list_events", "newest", "retain", "rows_by_seq", "stats", "verify"]

@@ -90,7 +90,7 @@ class _Holes:
 
         What lies from ``bound`` on was not looked at; it is returned, due.
         """
-        rest = _Holes(subtract(self.ranges, ((0, bound - 1),)))
+        rest = _Holes(subtract(self.ranges, ((0, bound - 1),)) if self.ranges[-1][1] >= bound else ())
         self.put(subtract(self.ranges, rest.ranges))
         if snapshot is not None:
             self._learn(horizon, snapshot)
@@ -151,6 +151,7 @@ class Ledger:
         self._holes: list[_Holes] = []
         """Those before."""
         self._committed = position
+        self._attempted: list[Position] = []
         self._settled: list[int] = []
         self._dirty = False
 
@@ -246,11 +247,13 @@ class Ledger:
     def committed(self, commit: Commit, horizon: int | None) -> None:
         """It was, in a transaction whose id is ``horizon`` (None on SQLite)."""
         self._committed = commit.position
+        self._attempted = []
         for holes in commit.unproven:
             holes.horizon = horizon
 
     def failed(self, commit: Commit) -> None:
-        """It was not: what it settled goes into the next one."""
+        """Nobody knows whether it was: what it settled goes into the next one."""
+        self._attempted.append(commit.position)
         self._settled = [*commit.settled, *self._settled]
         self._dirty = True
 
@@ -263,6 +266,11 @@ class Ledger:
     def last_committed(self) -> Position:
         """What the position's row says, if nobody else writes it."""
         return self._committed
+
+    @property
+    def possibly_committed(self) -> tuple[Position, ...]:
+        """What the row may say: a commit whose answer was lost may have happened."""
+        return (self._committed, *self._attempted)
 
 
 @dataclass(frozen=True)

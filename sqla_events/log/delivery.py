@@ -1,0 +1,61 @@
+"""One event of the log in a consumer's hands."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from ..event import Event
+from ..provider import Failure
+from .rows import Row
+
+NO_ATTEMPTS: dict[str, int] = {}
+NOBODY: frozenset[str] = frozenset()
+
+
+class Settler(Protocol):
+    """Whoever collects what became of deliveries."""
+
+    def acknowledged(self, delivery: LogDelivery) -> None: ...
+
+    def failed(self, delivery: LogDelivery, failure: Failure, again_at: float | None) -> None: ...
+
+
+class LogDelivery:
+    """A provider.Delivery over a row; ``only`` names the one subscription of a dead letter that is redriven."""
+
+    __slots__ = ("_settler", "attempts", "buried", "only", "row")
+
+    def __init__(
+        self,
+        settler: Settler,
+        row: Row,
+        attempts: dict[str, int] = NO_ATTEMPTS,
+        buried: frozenset[str] = NOBODY,
+        only: str | None = None,
+    ) -> None:
+        self._settler = settler
+        self.row = row
+        self.attempts = attempts
+        self.buried = buried
+        self.only = only
+
+    @property
+    def type(self) -> str:
+        return self.row.type
+
+    @property
+    def lane(self) -> str:
+        return self.row.lane
+
+    def event(self) -> Event:
+        return self.row.to_event()
+
+    def ack(self) -> None:
+        self._settler.acknowledged(self)
+
+    def retry(self, failure: Failure, delay: float) -> None:
+        self._settler.failed(self, failure, time.time() + delay)
+
+    def bury(self, failure: Failure) -> None:
+        self._settler.failed(self, failure, None)

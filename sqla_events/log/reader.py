@@ -1,0 +1,330 @@
+"""A reader of the log: holds the lease of one partition of a group, hands out what its position lacks, commits.
+
+One connection reads, in autocommit; commits come from the pool a few times a second, so reading overlaps everything. A
+crash repeats what was settled since the last commit and nothing else.
+
+Safe against pauses: nothing is handed out after the lease could have expired unless a commit, which names the epoch, has
+renewed it first. Whoever lost the lease gets LeaseLost and stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from ..bridge import Database, Doorbell, Ear, Held
+from ..errors import LeaseLost, ProviderUnavailable
+from ..event import now
+from ..provider import Failure
+from ..retry import FOREVER
+from ..schema import Tables
+from ..signals import Leased, Signals, Unavailable, logger
+from . import leases
+from .delivery import NO_ATTEMPTS, NOBODY, LogDelivery
+from .leases import Lease, Progress
+from .ledger import Ledger
+from .outcomes import Outcomes
+from .pace import Pace
+from .reading import Reading, Share
+from .rows import Row
+from .settings import ReaderSettings
+from .troubles import attempts_of, buried_of, redriven, troubles_within
+
+COMMIT_SECONDS = 0.2
+"""Between commits while busy; a position with very many gaps is written more seldom."""
+GAPS_A_SECOND = 10_000
+URGENT = 10_000
+"""So many missing numbers that are read every time are worth a commit now, which gives them a horizon."""
+STANDBY_SECONDS = 0.25
+"""Between attempts to take a lease that another holds."""
+REDRIVE_SECONDS = 1.0
+ROOM_SECONDS = 0.01
+"""For which a read is put off while more than half of the prefetch is out."""
+BATCH_BYTES = 16_000_000
+"""Payload of one read, about; batches of large events are shorter."""
+
+
+class Reader:
+    """Made by :func:`leased`, which waits for the lease and gives it back at the end."""
+
+    def __init__(
+        self,
+        database: Database,
+        held: Held,
+        tables: Tables,
+        settings: ReaderSettings,
+        lease: Lease,
+        asked: float,
+        known: dict[int, dict[str, tuple[str, int]]],
+        bell: Doorbell,
+    ) -> None:
+        self.lease = lease
+        self._database = database
+        self._held = held
+        self._tables = tables
+        self._settings = settings
+        self._known = known
+        self._ledger = Ledger(lease.position)
+        self._outcomes = Outcomes(known)
+        self._reading = Reading(tables.names, database.dialect, database.driver, Share(settings.partition, settings.partitions))
+        self._ear = Ear(bell)
+        self._pace = Pace(settings.poll_interval)
+        self._valid_until = asked + settings.lease
+        self._ended: BaseException | None = None
+        self._committing = asyncio.Lock()
+        self._dirty = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._room = asyncio.Event()
+        self._committed_at = 0.0
+        self._redriven_at = 0.0
+        self._started = now()
+        self._failures = held.failures
+        self._last: tuple[int, str] | None = None
+        self._row_bytes = 0.0
+
+    # Reading -----------------------------------------------------------------------------------------------------
+
+    async def batches(self) -> AsyncGenerator[Sequence[LogDelivery], None]:
+        """What the position lacks, oldest first, for ever.
+
+        :raises LeaseLost: when another owner has the lease.
+        """
+        while True:
+            await self._wait_for_room()
+            deliveries = await self._available(self._next)
+            if self._ended is not None:
+                raise self._ended
+            if deliveries:
+                self._pace.found()
+                yield deliveries
+            elif await self._ear.wait(self._pace.pause()):
+                self._pace.rung()
+
+    async def _next(self) -> Sequence[LogDelivery]:
+        again = await self._read_redriven() if time.monotonic() >= self._redriven_at else []
+        fresh = await self._read()
+        if (fresh or again) and time.monotonic() > self._valid_until:
+            await self.commit()  # we may have been paused beyond the lease: renew it, or learn that it is gone
+        return [*again, *fresh]
+
+    async def _read(self) -> list[LogDelivery]:
+        rows = await self._taken()
+        if rows is None:
+            rows = await self._taken(everything=True)
+        if self._ledger.changed:
+            self._dirty.set()
+        if self._ledger.unproven > URGENT:
+            self._hurry.set()
+        return self._handed_out(rows) if rows else []
+
+    async def _taken(self, everything: bool = False) -> list[Row] | None:
+        if self._failures != self._held.failures:
+            await self._resume()
+        plan = self._ledger.plan(self._limit(), everything)
+        return self._ledger.take(plan, await self._held.run(self._reading, plan))
+
+    def _limit(self) -> int:
+        room = self._settings.prefetch - self._in_hand
+        limit = min(self._settings.batch_size, room) * self._settings.partitions
+        return max(1, min(limit, int(BATCH_BYTES / self._row_bytes)) if self._row_bytes else limit)
+
+    def _handed_out(self, rows: Sequence[Row]) -> list[LogDelivery]:
+        self._last = (rows[-1].seq, rows[-1].id)
+        self._row_bytes = max(sum(len(row.payload) for row in rows) / len(rows), self._row_bytes / 2)
+        if not self._known:
+            return [LogDelivery(self, row) for row in rows]
+        return [self._with_past(row) for row in rows]
+
+    def _with_past(self, row: Row) -> LogDelivery:
+        past = self._known.pop(row.seq, None)
+        if past is None:
+            return LogDelivery(self, row)
+        return LogDelivery(self, row, attempts_of(past), buried_of(past))
+
+    async def _read_redriven(self) -> list[LogDelivery]:
+        self._redriven_at = time.monotonic() + REDRIVE_SECONDS
+        group, in_hand = self._settings.group, self._outcomes.redriven
+        waiting = await self._held.run(redriven, self._tables, group, in_hand, self._settings.batch_size)
+        if not waiting:
+            return []
+        rows = await self._held.run(self._reading.by_seq, [seq for seq, _, _ in waiting])
+        deliveries = []
+        for seq, subscription, attempts in waiting:
+            if seq in rows:
+                in_hand.add((seq, subscription))
+                known = {subscription: attempts} if attempts else NO_ATTEMPTS
+                deliveries.append(LogDelivery(self, rows[seq], known, NOBODY, only=subscription))
+        return deliveries
+
+    async def _resume(self) -> None:
+        """After the connection was lost: nothing is known about the server's transactions, and it may be another server.
+
+        :raises LeaseLost: if the log is not what it was; the next owner begins with what it is now.
+        """
+        failures = self._held.failures
+        self._ledger.forget_horizons()
+        async with self._committing:
+            positions = self._ledger.possibly_committed
+            if not await self._held.run(leases.still_holds, self._tables, self.lease, positions, self._last):
+                raise LeaseLost(f"the log changed while the connection of group {self.lease.group!r} was lost; reading begins anew")
+        self._failures = failures
+
+    # Settling ----------------------------------------------------------------------------------------------------
+
+    def acknowledged(self, delivery: LogDelivery) -> None:
+        """A delivery is through."""
+        if delivery.only is not None:
+            self._outcomes.redelivered(delivery.row.seq, delivery.only)
+            self._changed()
+        else:
+            self._outcomes.acknowledged(delivery.row.seq)
+            self.settle((delivery.row.seq,))
+
+    def failed(self, delivery: LogDelivery, failure: Failure, again_at: float | None) -> None:
+        """A handler failed; it will be tried again at that time (Unix seconds), or never (None)."""
+        self._outcomes.failed(delivery.row.seq, failure, again_at, delivery.only is not None)
+        self._changed()
+
+    def settle(self, seqs: Sequence[int]) -> None:
+        """Events are through, many at a time: for those that had no trouble here."""
+        self._ledger.settle(seqs)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._dirty.set()
+        if self._in_hand <= self._settings.prefetch // 2:
+            self._room.set()
+
+    @property
+    def _in_hand(self) -> int:
+        return len(self._ledger.in_hand) + len(self._outcomes.redriven)
+
+    async def _wait_for_room(self) -> None:
+        """Backpressure: wait while all is out, and a moment longer for a read that is worth its while."""
+        while self._in_hand > self._settings.prefetch // 2 and self._ended is None:
+            self._room.clear()
+            await _wait(self._room, ROOM_SECONDS)
+            if self._in_hand < self._settings.prefetch:
+                return
+
+    # Committing --------------------------------------------------------------------------------------------------
+
+    async def commit(self) -> None:
+        """Make what was settled so far durable and renew the lease.
+
+        :raises LeaseLost: if another owner has the lease; nothing was written.
+        :raises ProviderUnavailable: if the database does not answer; the next commit writes it.
+        """
+        async with self._committing:
+            self._dirty.clear()
+            self._hurry.clear()
+            await self._commit()
+
+    async def _commit(self) -> None:
+        asked = time.monotonic()
+        commit, troubles = self._ledger.begin_commit(), self._outcomes.take()
+        moved = bool(commit.settled) or commit.position.high != self._ledger.last_committed.high
+        progress = Progress(commit.position, commit.filled, self._started if moved else None, troubles)
+        try:
+            horizon = await self._database.run(leases.commit, self._tables, self.lease, progress, self._settings.lease)
+        except BaseException:
+            self._ledger.failed(commit)
+            self._outcomes.give_back(troubles)
+            self._dirty.set()
+            raise
+        self._ledger.committed(commit, horizon)
+        self._started = now()
+        self._committed_at = time.monotonic()
+        self._valid_until = asked + self._settings.lease
+
+    async def keep(self) -> None:
+        """Commit every now and then while there is something to commit, and renew the lease; runs beside :meth:`batches`."""
+        try:
+            while True:
+                await self._until_due()
+                await self._available(self.commit)
+        except Exception as error:
+            self._ended = error
+            self._room.set()
+            self._ear.hear()
+
+    async def _until_due(self) -> None:
+        longest = self._settings.lease / 3
+        await _wait(self._dirty, longest)
+        if self._dirty.is_set():
+            interval = min(max(COMMIT_SECONDS, self._ledger.missing / GAPS_A_SECOND), longest)
+            await _wait(self._hurry, self._committed_at + interval - time.monotonic())
+
+    async def _available(self, call: Callable[[], Awaitable[Sequence[LogDelivery] | None]]) -> Sequence[LogDelivery]:
+        """Call until the database answers, for ever."""
+        failures = 0
+        while True:
+            try:
+                return await call() or ()
+            except ProviderUnavailable as error:
+                failures += 1
+                self._failures = -1  # whoever reads next makes sure that the log is still the same
+                delay = FOREVER.delay(failures)
+                logger.warning("the log does not answer, next try in %.2f s: %s", delay, error)
+                await asyncio.sleep(delay)
+            if self._ended is not None:
+                raise self._ended
+
+    async def close(self) -> None:
+        """Commit what is settled and give the lease back, so that a standby takes it at once."""
+        self._ear.close()
+        if isinstance(self._ended, LeaseLost):
+            return
+        try:
+            await self.commit()
+            await self._database.run(leases.release, self._tables, self.lease)
+        except (LeaseLost, ProviderUnavailable) as error:
+            logger.warning("the lease of group %r was not given back: %s", self.lease.group, error)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    if seconds > 0 and not event.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
+
+
+@asynccontextmanager
+async def leased(
+    database: Database, tables: Tables, settings: ReaderSettings, doorbell: Doorbell, signals: Signals
+) -> AsyncIterator[Reader]:
+    """A reader once the lease is ours; on leaving, what is settled is committed and the lease given back."""
+    async with database.hold(autocommit=True) as held:
+        lease, asked = await _acquired(database, tables, settings, signals)
+        signals.emit(Leased(lease.group, lease.partition, lease.epoch, held=True))
+        known = await held.run(troubles_within, tables, lease.group, lease.position.gaps)
+        reader = Reader(database, held, tables, settings, lease, asked, known, doorbell)
+        keeper = asyncio.create_task(reader.keep(), name=f"sqla-events-lease-{settings.group}-{settings.partition}")
+        try:
+            yield reader
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+            await reader.close()
+            signals.emit(Leased(lease.group, lease.partition, lease.epoch, held=False))
+
+
+async def _acquired(database: Database, tables: Tables, settings: ReaderSettings, signals: Signals) -> tuple[Lease, float]:
+    """The lease, and when it was asked for (monotonic)."""
+    failures = 0
+    while True:
+        asked = time.monotonic()
+        try:
+            lease = await database.run(leases.acquire, tables, settings)
+            failures = 0
+        except ProviderUnavailable as error:
+            failures += 1
+            delay = FOREVER.delay(failures)
+            signals.emit(Unavailable("database", str(error), delay))
+            await asyncio.sleep(delay)
+            continue
+        if lease is not None:
+            return lease, asked
+        await asyncio.sleep(min(STANDBY_SECONDS, settings.lease / 4))
