@@ -30,7 +30,7 @@ def downgrade() -> None:
 def create(names: Names, dialect: str) -> list[str]:
     """The statements that create everything, in order."""
     make = {"postgresql": _create_on_postgresql, "sqlite": _create_on_sqlite}[dialect]
-    return [*make(names), *_indexes(names), _view(names, dialect)]
+    return [*make(names), *_indexes(names, dialect), _view(names, dialect)]
 
 
 def drop(names: Names, dialect: str) -> list[str]:  # noqa: ARG001 - every revision has the same two functions
@@ -171,12 +171,16 @@ CREATE TABLE {names.qualified(names.deliveries)} (
     ]
 
 
-def _indexes(names: Names) -> list[str]:
-    """For the view's times. ``events`` has none beyond its key: each would be paid at every captured write."""
+def _indexes(names: Names, dialect: str) -> list[str]:
+    """For the view's times. ``events`` has none beyond its key: each would be paid at every captured write.
+
+    SQLite gets the whole text, not an expression: SQLAlchemy warns of those when an application reflects its database.
+    """
     batches, table = names.batches, names.qualified(names.batches)
+    first = f"({_FIRST[dialect].format(column='filled')})" if dialect == "postgresql" else "filled"
     return [
         f'CREATE INDEX "{batches}_high" ON {table} ("group", "partition", high, completed_at)',
-        f'CREATE INDEX "{batches}_filled" ON {table} ("group", "partition", high) WHERE filled <> \'[]\'',
+        f'CREATE INDEX "{batches}_filled" ON {table} ("group", "partition", high, {first}) WHERE filled <> \'[]\'',
     ]
 
 
@@ -195,7 +199,11 @@ _RANGES = {
     "sqlite": """SELECT 1 FROM json_each({column}) AS r
         WHERE {seq} BETWEEN json_extract(r.value, '$[0]') AND json_extract(r.value, '$[1]')""",
 }
-_FIRST_GAP = {"postgresql": "(gaps::json -> 0 ->> 0)::bigint", "sqlite": "json_extract(gaps, '$[0][0]')"}
+# The lowest number in a list of ranges; NULL for an empty one. Immutable, for the index: a json cast is not.
+_FIRST = {
+    "postgresql": "substring({column} from '[0-9]+')::bigint",
+    "sqlite": "json_extract({column}, '$[0][0]')",
+}
 _LAST_ERROR = {
     "postgresql": "(array_agg(error ORDER BY last_failed_at DESC))[1] AS error",
     "sqlite": "error, max(last_failed_at) AS last_failed_at",  # SQLite takes error from the row of the maximum
@@ -203,7 +211,8 @@ _LAST_ERROR = {
 
 
 def _view(names: Names, dialect: str) -> str:
-    in_filled = _RANGES[dialect].format(column="b.filled", seq="s.seq")
+    filled = f"""b.filled <> '[]' AND {_FIRST[dialect].format(column="b.filled")} <= s.seq
+            AND EXISTS ({_RANGES[dialect].format(column="b.filled", seq="s.seq")})"""
     return f"""
 CREATE VIEW {names.qualified(names.status)} AS
 SELECT s.seq, s.id, s.type, s."group",
@@ -214,9 +223,9 @@ SELECT s.seq, s.id, s.type, s."group",
         WHEN s.seq <= s.low THEN 'completed'
         ELSE 'pending'
     END AS status,
-    CASE WHEN s.seq <= s.low AND NOT s.in_gap THEN ({_time("started_at", names, in_filled)}) END AS processed_at,
+    CASE WHEN s.seq <= s.low AND NOT s.in_gap THEN ({_time("started_at", names, filled)}) END AS processed_at,
     CASE WHEN s.seq <= s.low AND NOT s.in_gap AND s.retrying = 0 AND s.failed = 0
-        THEN ({_time("completed_at", names, in_filled)}) END AS completed_at,
+        THEN ({_time("completed_at", names, filled)}) END AS completed_at,
     s.error,
     s.retry_count
 FROM ({_states(names, dialect)}) AS s"""
@@ -238,12 +247,12 @@ def _states(names: Names, dialect: str) -> str:
     FROM {names.qualified(names.events)} AS e
     LEFT JOIN (
         SELECT "group", min(high) AS low, max(high) AS high,
-            min({_FIRST_GAP[dialect]}) AS first_gap
+            min({_FIRST[dialect].format(column="gaps")}) AS first_gap
         FROM {names.qualified(names.positions)} GROUP BY "group"
     ) AS g ON 1 = 1
     LEFT JOIN (
         SELECT "group", seq, max(attempts) AS attempts,
-            sum(CASE WHEN status = 'retrying' THEN 1 ELSE 0 END) AS retrying,
+            sum(CASE WHEN status <> 'failed' THEN 1 ELSE 0 END) AS retrying,
             sum(CASE WHEN status = 'failed' THEN 1 ELSE 0 END) AS failed,
             {_LAST_ERROR[dialect]}
         FROM {names.qualified(names.deliveries)} GROUP BY "group", seq
@@ -251,7 +260,7 @@ def _states(names: Names, dialect: str) -> str:
 """
 
 
-def _time(column: str, names: Names, in_filled: str) -> str:
+def _time(column: str, names: Names, filled: str) -> str:
     """When the event was done: by the batch that filled its gap, else by the first whose position reached it.
 
     Of several partitions, the last.
@@ -260,7 +269,7 @@ def _time(column: str, names: Names, in_filled: str) -> str:
             WHERE b."group" = p."group" AND b."partition" = p."partition" AND b.high >= s.seq"""
     return f"""
         SELECT max(coalesce(
-            ({batch} AND b.filled <> '[]' AND EXISTS ({in_filled}) ORDER BY b.high DESC, b.completed_at DESC LIMIT 1),
+            ({batch} AND {filled} ORDER BY b.high LIMIT 1),
             ({batch} ORDER BY b.high, b.completed_at LIMIT 1)
         )) FROM {names.qualified(names.positions)} AS p WHERE p."group" = s."group"
     """
