@@ -23,7 +23,8 @@ tuple, set,    list                                        tuple, set, frozenset
 frozenset
 enum:NAME      the member's name                           the member, where the class is known here,
                                                            else the name
-jsonnull       null                                        None (a JSON null, as opposed to SQL NULL)
+jsonnull       null                                        sqlalchemy.JSON.NULL (a JSON null in a
+                                                           JSON column, as opposed to SQL NULL)
 =============  ==========================================  =============================================
 """
 
@@ -41,6 +42,7 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+from sqlalchemy import JSON
 from sqlalchemy.dialects.postgresql import Range
 
 from .errors import EventError
@@ -71,6 +73,9 @@ def lower(value: Any, pointer: str, types: Types) -> Any:
     plain = type(value)
     if plain in _NATIVE or value is None:
         return value
+    if value is JSON.NULL:
+        types[pointer] = "jsonnull"
+        return None
     if plain is float:
         return _lower_float(value, pointer, types)
     rule = _LOWER.get(plain)
@@ -222,6 +227,10 @@ def _lift_range(form: Mapping[str, Any]) -> Range[Any]:
     return Range(form["lower"], form["upper"], bounds=form["bounds"], empty=form["empty"])
 
 
+def _json_null(_: None) -> Any:
+    return JSON.NULL
+
+
 _LIFT: dict[str, Callable[[Any], Any]] = {
     "decimal": Decimal,
     "float": float,
@@ -238,7 +247,7 @@ _LIFT: dict[str, Callable[[Any], Any]] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
-    "jsonnull": lambda _: None,
+    "jsonnull": _json_null,
 }
 
 
@@ -277,9 +286,7 @@ def _split(pointer: str) -> Path:
 def _lift_at(holder: Any, path: Path, convert: Callable[[Any], Any]) -> None:
     for slot in _slots(holder, path[0]):
         value = holder[slot]
-        if value is None:
-            continue
-        if len(path) == 1:
+        if len(path) == 1 and (value is not None or convert is _json_null):
             holder[slot] = convert(value)
         elif isinstance(value, (dict, list)):
             _lift_at(value, path[1:], convert)
@@ -287,7 +294,9 @@ def _lift_at(holder: Any, path: Path, convert: Callable[[Any], Any]) -> None:
 
 def _slots(holder: Any, segment: str | None) -> Any:
     if isinstance(holder, list):
-        return range(len(holder)) if segment is None else (int(segment),)
+        if segment is None:
+            return range(len(holder))
+        return (int(segment),) if segment.isdigit() and int(segment) < len(holder) else ()
     if segment is None:
         return list(holder)
     return (segment,) if segment in holder else ()

@@ -155,6 +155,8 @@ class Capture:
             payload["after"] = _side(codec, row.after, "after", special)
         if row.unknown:
             payload["unknown"] = list(row.unknown)
+        if row.upsert:
+            payload["upsert"] = True
         if verb == "delete" and codec.cascades:
             payload["cascades"] = codec.cascades
         text = encoding.dumps(payload)

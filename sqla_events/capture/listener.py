@@ -164,8 +164,12 @@ def unwrapped(element: Any) -> Any:
 
 
 def table_of(statement: Any) -> sa.Table | None:
-    """The table that a statement writes, behind an alias too."""
-    table = statement.table
+    """The table that a statement writes, behind an alias too.
+
+    A bulk statement on a mapped class goes out once for each of its tables, and says which by an annotation alone.
+    """
+    said = statement._annotations
+    table = said.get("_emit_update_table", said.get("_emit_insert_table", statement.table))
     while isinstance(table, sa.sql.selectable.AliasedReturnsRows):
         table = table.element
     return table._deannotate() if isinstance(table, sa.Table) and table._annotations else table if isinstance(table, sa.Table) else None
@@ -178,9 +182,11 @@ def _telling_keys(connection: Connection, statement: Any, table: sa.Table, multi
     """
     if statement._returning or statement._return_defaults or statement._multi_values or statement.select is not None:
         return statement
-    if not connection.dialect.insert_executemany_returning or statement._post_values_clause is not None:
+    if not connection.dialect.insert_executemany_returning:
         return statement
     given = multi[0]
+    if statement._post_values_clause is not None:  # an upsert: only the database knows which rows it wrote
+        return statement.return_defaults()
     missing = [column for column in table.columns if column.key not in given and (column.primary_key or column.server_default is not None)]
     return statement.return_defaults() if missing else statement
 

@@ -33,6 +33,11 @@ class Plan:
     """Rows that the WHERE selects, read before the statement, by primary key."""
 
     @property
+    def upsert(self) -> bool:
+        """Whether an INSERT may have updated a row instead."""
+        return type(getattr(self.statement, "_post_values_clause", None)).__name__ == "OnConflictDoUpdate"
+
+    @property
     def set_keys(self) -> set[str]:
         """Keys of the columns that the statement itself sets, whatever to."""
         ordered = getattr(self.statement, "_ordered_values", None) or ()
@@ -65,6 +70,8 @@ class Row:
     """Names of columns that may have changed to a value that nobody told."""
     verb: str | None = None
     """Where it is not the statement's: an upsert that updated."""
+    upsert: bool = False
+    """It was an upsert, and the database does not tell whether the row is new."""
 
 
 def may_change(column: sa.Column[Any], set_keys: set[str]) -> bool:

@@ -35,8 +35,15 @@ def along(plan: Plan, sql: str, context: Any, executemany: bool) -> str:
     if not wanted or not _can_return(plan, context.dialect):
         return sql
     plan.ride = wanted
+    riders = [_sql(plan, key, context) for key in wanted]
+    if plan.upsert and context.dialect.name == "postgresql":
+        plan.ride += (INSERTED,)
+        riders.append(f"({_owner(plan, context)}.xmax = 0)")
+    if plan.want_old and plan.verb == "update" and not plan.unit_of_work and old_rides(context.dialect):
+        plan.ride += tuple(OLD + key for key in wanted)
+        riders += [f"old.{context.dialect.identifier_preparer.format_column(plan.table.columns[key])}" for key in wanted]
     joint = ", " if context.compiled.effective_returning else " RETURNING "
-    return sql + joint + ", ".join(_sql(plan, key, context) for key in wanted)
+    return sql + joint + ", ".join(riders)
 
 
 def _can_return(plan: Plan, dialect: Any) -> bool:
@@ -79,8 +86,11 @@ def has_default(column: sa.Column[Any]) -> bool:
 def _sql(plan: Plan, key: str, context: Any) -> str:
     preparer = context.dialect.identifier_preparer
     name = preparer.format_column(plan.table.columns[key])
-    if context.dialect.name == "sqlite":
-        return str(name)
+    return str(name) if context.dialect.name == "sqlite" else f"{_owner(plan, context)}.{name}"
+
+
+def _owner(plan: Plan, context: Any) -> str:
+    """The name under which RETURNING knows the table."""
     target = plan.statement.table
     if isinstance(target, sa.sql.selectable.AliasedReturnsRows):
         owner = target.name
@@ -88,7 +98,7 @@ def _sql(plan: Plan, key: str, context: Any) -> str:
             owner = context.compiled._truncated_identifier("alias", owner)
     else:
         owner = plan.table.name
-    return f"{preparer.quote(owner)}.{name}"
+    return str(context.dialect.identifier_preparer.quote(owner))
 
 
 def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> None:
@@ -114,6 +124,6 @@ def _leave(context: Any, dbapi_cursor: Any, rows: list[tuple[Any, ...]], descrip
 def _loaded(plan: Plan, row: Any, codes: list[Any]) -> dict[str, Loaded]:
     columns = plan.codec.columns
     return {
-        key: Loaded(columns[key].loaded(raw, code) if key in columns else raw)
+        key: Loaded(columns[plain].loaded(raw, code) if (plain := key.removeprefix(OLD)) in columns else raw)
         for key, raw, code in zip(plan.ride, row, codes, strict=True)
     }

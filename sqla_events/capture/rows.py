@@ -11,7 +11,7 @@ from sqlalchemy.orm.base import LoaderCallableStatus
 from .buffer import Buffer
 from .codec import SQL_NULL
 from .plan import Loaded, Plan, Row, may_change
-from .ride import has_default
+from .ride import INSERTED, OLD, has_default
 
 
 def rows_of(plan: Plan, context: Any, buffer: Buffer) -> Sequence[Row]:
@@ -30,14 +30,25 @@ def _ridden(plan: Plan, context: Any) -> list[Row]:
     for row in plan.rode:
         key = {name: row[name] for name in plan.codec.key}
         if plan.verb == "create":
-            rows.append(Row(key, after=row))
+            rows.append(_upserted(plan, key, row) if plan.upsert else Row(key, after=row))
         elif plan.verb == "delete":
             rows.append(Row(key, before=row))
         else:
             after = {c.key: row[c.key] for c in plan.table.columns if c.key in changed or may_change(c, set())}
             before = (plan.before or {}).get(tuple(value.value for value in key.values()), {})
+            if OLD + next(iter(plan.codec.columns), "") in row:
+                before = {name.removeprefix(OLD): value for name, value in row.items() if name.startswith(OLD)}
+                key = {name: before[name] for name in plan.codec.key}
             rows.append(Row(key, {name: before[name] for name in after if name in before}, after))
     return rows
+
+
+def _upserted(plan: Plan, key: dict[str, Any], row: dict[str, Any]) -> Row:
+    new = row.get(INSERTED)
+    after = {name: value for name, value in row.items() if name != INSERTED}
+    if new is None:
+        return Row(key, after=after, upsert=True)
+    return Row(key, after=after) if new.value else Row(key, {}, after, verb="update")
 
 
 def _inserted(plan: Plan, context: Any) -> list[Row]:
@@ -47,7 +58,8 @@ def _inserted(plan: Plan, context: Any) -> list[Row]:
     for index, given in enumerate(context.compiled_parameters):
         after: dict[str, Any] = {column.key: given[column.key] for column in plan.table.columns if column.key in given}
         if index < len(defaults) and defaults[index] is not None:
-            after |= {key: value for key, value in zip(returned, defaults[index], strict=False) if key is not None}
+            told = zip(returned, defaults[index], strict=False)
+            after |= {key: Loaded(SQL_NULL) if value is None else value for key, value in told if key is not None}
         if index < len(keys):
             after |= {c.key: v for c, v in zip(plan.table.primary_key, keys[index], strict=False) if v is not None}
         if not plan.many and plan.rode:

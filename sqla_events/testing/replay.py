@@ -38,6 +38,8 @@ def apply(connection: Connection, metadata: sa.MetaData, events: Iterable[Event]
 
 
 def _apply_one(connection: Connection, table: sa.Table, event: Event) -> None:
+    if event.operation == "create" and event.payload.get("upsert"):
+        connection.execute(sa.delete(table).where(*_where(table, event.payload["key"])))
     if event.operation == "create":
         connection.execute(sa.insert(table).values(_values(table, event.after)))
         return
@@ -65,6 +67,8 @@ def _column(table: sa.Table, name: str) -> sa.Column[Any]:
 def _bound(table: sa.Table, name: str, value: Any) -> Any:
     if value is None:
         return sa.null()
+    if value is sa.JSON.NULL:
+        return sa.JSON.NULL
     return sa.bindparam(None, value, type_=impl_of(_column(table, name).type))
 
 

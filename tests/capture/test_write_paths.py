@@ -228,19 +228,19 @@ def orm_update_and_delete(s: Session) -> None:
         done = s.execute(sa.update(Item).where(Item.count < 4).values(count=Item.count + 1), execution_options={"synchronize_session": mode})
         assert done.rowcount >= 1
     assert s.execute(sa.update(Item).where(Item.label == "f").values(label="F").returning(Item.label, Item.touched)).all() == [("F", 7)]
-    assert s.execute(sa.delete(Item).where(Item.label.in_("ab"))).rowcount == 2
+    assert s.execute(sa.delete(Item).where(Item.label.in_(["a", "b"]))).rowcount == 2
     assert s.scalars(sa.delete(Item).where(Item.label == "F").returning(Item.label)).all() == ["F"]
     assert s.execute(sa.update(Item).where(Item.label == "nobody").values(label="x")).rowcount == 0
 
 
 @path
 def orm_update_by_primary_key(s: Session) -> None:
-    s.add_all([Item(label=x) for x in "abc"] + [Dog(name="d"), Dog(name="e")])
+    s.add_all([*(Item(label=x) for x in "abc"), Manager(name="d", level=1), Manager(name="e", level=2)])
     s.flush()
     ids = s.scalars(sa.select(Item.id)).all()
     s.execute(sa.update(Item), [{"id": i, "label": f"by key {i}"} for i in ids])
-    dogs = s.scalars(sa.select(Dog.id)).all()
-    s.execute(sa.update(Dog), [{"id": i, "tricks": "sit"} for i in dogs])
+    managers = s.scalars(sa.select(Manager.id)).all()
+    s.execute(sa.update(Manager), [{"id": i, "level": 9, "name": "x"} for i in managers])
 
 
 @path
@@ -350,7 +350,9 @@ def test_rows_that_the_database_cascades_to_are_said(stage: Stage) -> None:
     """ON DELETE CASCADE is not seen; the event of the parent says which tables it reaches, and replaying does the same."""
     stage.hook()
     with stage.session() as session, session.begin():
-        session.add_all([Parent(id=1), Child(id=1, parent_id=1), Child(id=2)])
+        session.add(Parent(id=1))
+        session.flush()
+        session.add_all([Child(id=1, parent_id=1), Child(id=2)])
     with stage.session() as session, session.begin():
         session.execute(sa.delete(Parent))
     (deleted,) = stage.events("public.parents.delete")
