@@ -46,7 +46,7 @@ class Progress:
 
 def begin_writing(connection: Connection) -> None:
     """Take SQLite's write lock now: a transaction that reads first and writes later can be refused half-way."""
-    if connection.dialect.name == "sqlite" and not connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]
+    if connection.dialect.name == "sqlite" and not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
