@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from ..bridge import Database, Doorbell, Ear, Held
 from ..errors import LeaseLost, ProviderUnavailable
 from ..event import now
+from ..position import Position
 from ..provider import Failure
 from ..retry import FOREVER
 from ..schema import Tables
@@ -208,6 +209,11 @@ class Reader:
             await _wait(self._room, ROOM_SECONDS)
             if self._in_hand < self._settings.prefetch:
                 return
+
+    @property
+    def position(self) -> Position:
+        """What is done now, whether it is committed or not."""
+        return self._ledger.position
 
     # Committing --------------------------------------------------------------------------------------------------
 
