@@ -71,7 +71,8 @@ class Broker:
         if self.engine is None:
             return None
         return Capture(
-            self.engine, self.config.capture, self.tables, self.config.instance_id, self._publisher.committing, self.signals
+            self.engine, self.config.capture, self.tables, self.config.instance_id, self._publisher.committing, self.signals,
+            self.config.mode == "sync"
         )
 
     # Capture -----------------------------------------------------------------------------------------------------

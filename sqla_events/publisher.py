@@ -140,9 +140,9 @@ class Publisher:
         """
         self._ring()  # a moment early, which readers expect: some commits have no moment after
         if self._config.mode != "sync" or self._runtime() is None or in_handler():
-            return lambda committed: self._count(written)
+            return lambda committed: self._count(written) if committed else None
         handled = self._waiters.expect([(event_id, self._interested(event_type)) for event_id, event_type in written])
-        return lambda committed: self._await_handlers(handled, written)
+        return lambda committed: self._await_handlers(handled, written) if committed else self._waiters.forget(handled)
 
     def _count(self, written: Sequence[tuple[Any, str]]) -> None:
         self._ring()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,11 +25,13 @@ from .buffer import Buffer, buffer_of
 from .codec import TableCodec
 from .listener import Listener
 from .plan import Loaded, Plan, Row
+from .rows import known_values
 from .settings import CaptureSettings
 
 After = Callable[[bool], None]
 Committing = Callable[[list[tuple[Any, str]]], After]
-"""Called right before COMMIT with (id, type) of the transaction's events; what it returns is called after it."""
+"""Called right before COMMIT with (id, type) of the transaction's events; what it returns is called when it went well
+(True), or did not (False)."""
 
 DRAIN_AT = 1000
 
@@ -46,6 +49,7 @@ class Capture:
         instance_id: str,
         committing: Committing,
         signals: Signals,
+        track_ids: bool = False,
     ) -> None:
         self._engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
         self._settings = settings
@@ -53,12 +57,18 @@ class Capture:
         self._instance_id = instance_id
         self._committing = committing
         self._signals = signals
+        self._track_ids = track_ids
         self._codecs: dict[sa.Table, TableCodec | None] = {}
         on_gap = None if settings.on_gap == "ignore" else self._gap
         self._listener = Listener(self._engine, self._codec_of, self._make, on_gap, settings.old_values)
         self._installed = False
         self._text_id = self._engine.dialect.name == "sqlite"
-        self._enabled = {"create": settings.enable_create, "update": settings.enable_update, "delete": settings.enable_delete}
+        self._enabled = {
+            "create": settings.enable_create,
+            "update": settings.enable_update,
+            "delete": settings.enable_delete,
+            "read": settings.enable_read,
+        }
         self._include = _Choice(settings.include, settings.default_schema)
         self._exclude = _Choice(settings.exclude, settings.default_schema)
 
@@ -72,8 +82,8 @@ class Capture:
         self._listener.listen()
         for name in _TRANSACTION:
             event.listen(self._engine, name, getattr(self, f"_{name}"))
-        event.listen(Session, "after_commit", self._after_session)
-        event.listen(self._engine, "checkin", self._after_connection)
+        for target, name, function in self._around:
+            event.listen(target, name, function)
         self._installed = True
 
     def uninstall(self) -> None:
@@ -83,17 +93,32 @@ class Capture:
         self._listener.unlisten()
         for name in _TRANSACTION:
             event.remove(self._engine, name, getattr(self, f"_{name}"))
-        event.remove(Session, "after_commit", self._after_session)
-        event.remove(self._engine, "checkin", self._after_connection)
+        for target, name, function in self._around:
+            event.remove(target, name, function)
         self._installed = False
+
+    @property
+    def _around(self) -> list[tuple[Any, str, Any]]:
+        hooks = [(Session, "after_commit", self._after_session), (self._engine, "checkin", self._after_connection)]
+        if self._settings.enable_read:
+            hooks.append((Session, "loaded_as_persistent", self._read))
+        return hooks
 
     # Transactions ------------------------------------------------------------------------------------------------
 
     def _commit(self, connection: Connection) -> None:
         buffer = buffer_of(connection)
-        self._drain(connection, buffer)
+        try:
+            self._drain(connection, buffer)
+        except BaseException:
+            # SQLAlchemy takes a transaction whose commit hook raised for over and gives its connection back as it is:
+            # the next one to get it would commit our half.
+            connection.dialect.do_rollback(connection.connection)
+            buffer.clear()
+            raise
         if buffer.written:
-            _committed.set((*_committed.get(), self._committing(list(buffer.written))))
+            buffer.after = self._committing(list(buffer.written))
+            _committed.set((*_committed.get(), buffer.after))
         buffer.clear()
 
     def _prepare_twophase(self, connection: Connection, xid: Any) -> None:
@@ -103,7 +128,12 @@ class Capture:
         self._commit(connection)
 
     def _rollback(self, connection: Connection) -> None:
-        buffer_of(connection).clear()
+        buffer = buffer_of(connection)
+        buffer.clear()
+        failed, buffer.after = buffer.after, None
+        if failed in (waiting := _committed.get()):  # the COMMIT itself failed
+            _committed.set(tuple(other for other in waiting if other is not failed))
+            failed(False)
 
     def _rollback_twophase(self, connection: Connection, xid: Any, is_prepared: bool) -> None:
         self._rollback(connection)
@@ -129,8 +159,7 @@ class Capture:
 
     def note(self, connection: Connection, event_id: Any, event_type: str) -> None:
         """An event was published by hand in this connection's transaction."""
-        buffer = buffer_of(connection)
-        buffer.written.append((event_id, event_type))
+        buffer_of(connection).written.append((event_id, event_type))
 
     def _drain(self, connection: Connection, buffer: Buffer) -> None:
         if not buffer.rows:
@@ -176,6 +205,21 @@ class Capture:
             raise CaptureError(f"{message}; write it with insert(), update() or delete(), or set capture.on_gap to 'warn' or 'ignore'")
         logger.warning("%s", message)
 
+    def _read(self, session: Session, instance: Any) -> None:
+        """An entity was loaded: one event for each of its captured tables, written when the transaction commits."""
+        state = sa.inspect(instance)
+        bind = session.get_bind(state.mapper)
+        if getattr(bind, "engine", bind).pool is not self._engine.pool:
+            return
+        connection = session.connection(bind_arguments={"mapper": state.mapper})
+        for table in state.mapper.tables:
+            codec = self._codec_of(table)
+            if codec is not None:
+                plan = Plan(None, None, table, "read", codec, unit_of_work=False, many=False, want_old=False)
+                values = known_values(state, table)
+                key = {name: values[name] for name in codec.key if name in values}
+                self._make(connection, buffer_of(connection), plan, Row(key, after=values))
+
     def _too_large(self, plan: Plan, payload: dict[str, Any], size: int, limit: int) -> str:
         if self._settings.on_too_large == "error":
             raise CaptureError(
@@ -203,8 +247,8 @@ class Capture:
                 None if about.user_id is None else str(about.user_id), about.session_id, self._instance_id,
             )  # fmt: skip
         )
-        buffer.written.append((identity, kind))
-        if len(buffer.rows) >= DRAIN_AT:
+        buffer.written.append((identity, kind) if self._track_ids else _untracked(kind))
+        if len(buffer.rows) >= DRAIN_AT and verb != "read":  # a result is being fetched: its connection is not to be written on
             self._drain(connection, buffer)
 
     # What is captured --------------------------------------------------------------------------------------------
@@ -233,6 +277,12 @@ class Capture:
 _TRANSACTION = (
     "commit", "rollback", "savepoint", "rollback_savepoint", "prepare_twophase", "commit_twophase", "rollback_twophase",
 )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _untracked(kind: str) -> tuple[None, str]:
+    """One tuple for all events of a type: a transaction of a million rows keeps a million pointers, not a million ids."""
+    return None, kind
 
 
 def _finish() -> None:

@@ -18,16 +18,18 @@ ATTRIBUTE = "_sqla_events_buffer"
 class Buffer:
     """Rows for the outbox in the order of their writes, and the statements that run now."""
 
-    __slots__ = ("checked", "marks", "plans", "rows", "states", "written")
+    __slots__ = ("after", "checked", "marks", "plans", "rows", "states", "written")
 
     def __init__(self) -> None:
         self.rows: list[tuple[Any, ...]] = []
         self.plans: list[Any] = []
         self.states: dict[Any, Any] = {}
         self.written: list[tuple[Any, str]] = []
-        """(id, type) of every event of the transaction, in the table or still in ``rows``."""
+        """(id, type) of every event of the transaction, in the table or still in ``rows``; id is None where nobody asks."""
         self.marks: dict[str, int] = {}
         """How much was written when a savepoint was made."""
+        self.after: Any = None
+        """What waits to be told how the COMMIT went."""
         self.checked = False
 
     def clear(self) -> None:

@@ -46,7 +46,7 @@ class ColumnCodec:
     """One column: its usual Python type with a constant form and code, and the general way for everything else."""
 
     def __init__(self, column: sa.Column[Any], dialect: Dialect) -> None:
-        self.name = column.name
+        self.name = str(column.name)  # not SQLAlchemy's quoted_name
         self.column = column
         self.bind, kind = _binder(column.type, dialect)
         self.kind = kind

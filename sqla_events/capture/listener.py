@@ -31,6 +31,8 @@ VERBS: tuple[tuple[type, str], ...] = ((dml.Insert, "create"), (dml.Update, "upd
 _TEXT = re.compile(r"\s*(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|REPLACE\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+(?:ONLY\s+)?([\w.\"`\[\]]+)", re.I)
 _CTE = re.compile(r"\s*WITH\b.*\b(INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+([\w.\"`\[\]]+)", re.I | re.S)
 
+MAX_STATES = 20_000
+
 Emit = Callable[[Connection, Buffer, Plan, Row], None]
 OnGap = Callable[[str, str, str], None]
 """(table, statement, reason)"""
@@ -147,6 +149,8 @@ class Listener:
     def _remember(self, mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
         if connection.engine.pool is self._engine.pool and state.key is not None:
             states = buffer_of(connection).states
+            if len(states) > MAX_STATES:  # leftovers of updates that turned out to change nothing
+                states.clear()
             for table in mapper.tables:
                 states[table, state.key[1]] = state
         return EXT_CONTINUE

@@ -70,7 +70,7 @@ def _inserted(plan: Plan, context: Any) -> list[Row]:
 
 def _completed(plan: Plan, after: dict[str, Any]) -> Row:
     missing = [column for column in plan.table.columns if column.key not in after]
-    unknown = tuple(column.name for column in missing if column.key in plan.set_keys or has_default(column))
+    unknown = tuple(str(column.name) for column in missing if column.key in plan.set_keys or has_default(column))
     after |= {column.key: Loaded(SQL_NULL) for column in missing if column.name not in unknown}
     return Row({name: after[name] for name in plan.codec.key if name in after}, after=after, unknown=unknown)
 
@@ -87,9 +87,9 @@ def _updated(plan: Plan, context: Any, buffer: Buffer) -> list[Row]:
         if not plan.many and plan.rode:
             after |= plan.rode[0]
         old_key = tuple(given.get(column._label, given.get(column.key)) for column in table.primary_key)
-        before = _committed(buffer.states.get((table, old_key)), table, after)
+        before = _committed(buffer.states.pop((table, old_key), None), table, after)
         key = {column.key: value for column, value in zip(table.primary_key, old_key, strict=True)}
-        rows.append(Row(key, before, after, tuple(column.name for column in doubtful if column.key not in after)))
+        rows.append(Row(key, before, after, tuple(str(column.name) for column in doubtful if column.key not in after)))
     return rows
 
 
@@ -100,7 +100,7 @@ def _deleted(plan: Plan, context: Any, buffer: Buffer) -> list[Row]:
     for given in context.compiled_parameters:
         key = {column.key: given[column.key] for column in plan.table.primary_key if column.key in given}
         state = buffer.states.pop((plan.table, tuple(key.values())), None)
-        rows.append(Row(key, {**_known(state, plan.table), **key}))
+        rows.append(Row(key, {**known_values(state, plan.table), **key}))
     return rows
 
 
@@ -115,7 +115,8 @@ def _committed(state: Any, table: sa.Table, after: Mapping[str, Any]) -> dict[st
     return {key: value for key, value in found.items() if value is not _UNKNOWN}
 
 
-def _known(state: Any, table: sa.Table) -> dict[str, Any]:
+def known_values(state: Any, table: sa.Table) -> dict[str, Any]:
+    """A row as the session has loaded it; what it has not loaded is left out."""
     if state is None:
         return {}
     found = {column.key: _old(state, column) for column in table.columns}
