@@ -1,0 +1,210 @@
+"""The command ``sqla-events``: what it prints, and that what goes wrong is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
+from sqlalchemy.orm import Session
+
+from sqla_events import install_crud_hooks
+from sqla_events.cli import main
+from tests.integration.shop import Base, Inbox, User, eventually
+
+
+POLICY = {"retry_policy": {"max_retries": 0}}
+
+
+def cli(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def output(*arguments: str) -> str:
+    done = cli(*arguments)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def failure(*arguments: str) -> str:
+    """The one line on stderr."""
+    done = cli(*arguments)
+    assert (done.exit_code, done.stdout) == (1, ""), done.output
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(database_url)
+    Base.metadata.create_all(engine)
+    broker = install_crud_hooks(engine, POLICY)
+    yield engine
+    broker.uninstall()
+    engine.dispose()
+
+
+def add(engine: sa.Engine, *numbers: int) -> None:
+    with Session(engine) as session, session.begin():
+        session.add_all([User(id=number, name="x") for number in numbers])
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# migrate ------------------------------------------------------------------------------------------------------------
+
+
+def test_migrate_creates_twice_and_drops(empty_database_url: str) -> None:
+    """Idempotent; --downgrade removes the tables again; the log has the name it was given."""
+    for _ in range(2):
+        assert "journal is up to date" in output("migrate", empty_database_url, "--table-name", "journal")
+    engine = sa.create_engine(empty_database_url)
+    assert sa.inspect(engine).has_table("journal")
+    output("migrate", empty_database_url, "--table-name", "journal", "--downgrade")
+    assert not sa.inspect(engine).has_table("journal")
+    engine.dispose()
+
+
+def test_migrate_into_a_schema(empty_postgres_url: str) -> None:
+    """The schema is made; a URL without a driver gets ours."""
+    url = empty_postgres_url.replace("+psycopg", "")
+    output("migrate", url, "--schema", "side")
+    assert output("tail", url, "--schema", "side") == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("migrate", "mysql+nothing://x/y"), "mysql"),
+        (("migrate", "no url"), "no url"),
+        (("migrate", "sqlite://", "--schema", "s"), "SQLite has no schemas"),
+        (("migrate", "sqlite://", "--table-name", "a b"), "table_name is 'a b'"),
+        (("migrate", "postgresql://nobody@127.0.0.1:1/none"), "Connection refused|connection failed"),
+        (("status", "sqlite:////no/such/folder/x.db"), "unable to open database file"),
+        (("tail", "sqlite:///x.db", "a..b"), "pattern is 'a..b'"),
+        (("relay", "sqlite:///x.db", "--provider", "memory"), "nothing to relay"),
+        (("relay", "sqlite:///x.db", "--provider", "carrier-pigeon"), "carrier-pigeon"),
+        (("relay", "sqlite:///x.db", "--config", "/no/such/file.yaml"), "cannot be read"),
+        (("demo", "--url", "postgresql+asyncpg://x/y"), "synchronous"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(arguments: tuple[str, ...], message: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No traceback, exit code 1, and the line says what is wrong."""
+    monkeypatch.chdir(tmp_path)
+    error = failure(*arguments)
+    assert any(part in error for part in message.split("|")), error
+
+
+def test_missing_tables_name_the_command(empty_database_url: str) -> None:
+    """Every command that asks the log says how to make it."""
+    for command in (("status",), ("tail",), ("dead-letters", "list")):
+        assert "sqla-events migrate" in failure(*command, empty_database_url)
+
+
+# tail ---------------------------------------------------------------------------------------------------------------
+
+
+def test_tail_prints_the_newest_that_match(engine: sa.Engine, database_url: str) -> None:
+    """JSON lines, oldest first, as many as asked for."""
+    add(engine, 1, 2, 3)
+    assert [event["key"] for event in lines(output("tail", database_url))] == ["1", "2", "3"]
+    (last,) = lines(output("tail", database_url, "*.users.create", "-n", "1"))
+    assert (last["type"], last["payload"]["after"]["id"]) == ("public.users.create", 3)
+    assert output("tail", database_url, "*.*.delete") == ""
+
+
+def test_tail_follow_prints_what_comes(engine: sa.Engine, database_url: str) -> None:
+    """What comes later, also from a transaction that took its numbers early and commits late; SIGINT ends it quietly."""
+    add(engine, 1)
+    command = [sys.executable, "-m", "sqla_events", "tail", database_url, "*.users.*", "--follow", "-n", "1"]
+    tail = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert tail.stdout is not None
+    seen: list[str] = []
+    reading = threading.Thread(target=lambda: seen.extend(json.loads(line)["key"] for line in tail.stdout or ()))
+    reading.start()
+    eventually(lambda: seen == ["1"])
+    if engine.dialect.name == "postgresql":
+        with Session(engine) as slow:
+            slow.add(User(id=2, name="slow"))
+            slow.flush()
+            add(engine, 3)
+            eventually(lambda: seen == ["1", "3"])
+            slow.commit()
+    else:
+        add(engine, 3, 2)
+    eventually(lambda: sorted(seen) == ["1", "2", "3"])
+    tail.send_signal(signal.SIGINT)
+    _, error = tail.communicate(timeout=10)
+    reading.join()
+    assert (tail.returncode, error) == (0, "")
+
+
+# status and dead letters --------------------------------------------------------------------------------------------
+
+
+def test_status_and_dead_letters(engine: sa.Engine, database_url: str) -> None:
+    """A backlog shows as lag; dead letters are listed, shown, redriven and discarded."""
+    broker = install_crud_hooks(engine, POLICY)
+    broker.subscribe("*", handler=Inbox(fail=lambda event: ValueError("broken")), name="mailer")
+    add(engine, 1, 2, 3)
+    broker.start()
+    eventually(lambda: len(broker.dead_letters.list()) == 3)
+    broker.stop()
+    broker.uninstall()
+
+    head, row = output("status", database_url).splitlines()
+    assert head.split() == ["group", "partition", "lag", "events", "lag", "seconds", "dead", "owner"]
+    assert row.split() == ["default", "0", "0", "0.0", "3", "-"]
+
+    _, *letters = output("dead-letters", "list", database_url, "--limit", "2").splitlines()
+    assert len(letters) == 2
+    first, second = (letter.split()[0] for letter in letters)
+    assert "ValueError: broken" in letters[0]
+    shown = output("dead-letters", "show", database_url, first)
+    assert "Traceback" in shown
+    assert '"key":"1"' in shown
+    assert output("dead-letters", "redrive", database_url, first) == "redriven: 1\n"
+    assert output("dead-letters", "discard", database_url, second) == "discarded: 1\n"
+    assert output("dead-letters", "discard", database_url, "--all", "--pattern", "*.*.delete") == "discarded: 0\n"
+    assert output("dead-letters", "discard", database_url, "--all") == "discarded: 1\n"
+    assert "no dead letter" in failure("dead-letters", "show", database_url, first)
+    assert "not the id" in failure("dead-letters", "redrive", database_url, "nonsense")
+
+
+def test_all_dead_letters_only_when_asked_for(database_url: str) -> None:
+    """Neither ids nor --all, or both: a usage error, nothing happens."""
+    for arguments in ((), ("1/g/s", "--all")):
+        done = cli("dead-letters", "discard", database_url, *arguments)
+        assert done.exit_code == 2
+        assert "--all" in done.stderr
+
+
+# relay --------------------------------------------------------------------------------------------------------------
+
+
+def test_relay_ends_on_sigterm(engine: sa.Engine, database_url: str, redis_url: str) -> None:
+    """In a process of its own: carries the backlog to Redis, ends with exit code 0."""
+    pytest.importorskip("sqla_events.providers.redis")
+    add(engine, 1, 2, 3)
+    command = [sys.executable, "-m", "sqla_events", "relay", database_url, "--provider", redis_url]
+    environment = {**os.environ, "SQLA_EVENTS_POLL_INTERVAL": "0.05"}
+    relay = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        eventually(lambda: " 0 " in output("status", database_url).partition("relay:redis")[2])
+        eventually(lambda: output("status", database_url).splitlines()[-1].split()[:3] == ["relay:redis", "0", "0"])
+    finally:
+        relay.terminate()
+        _, error = relay.communicate(timeout=20)
+    assert relay.returncode == 0, error
+    assert "Traceback" not in error
