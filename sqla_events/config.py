@@ -6,9 +6,9 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -16,32 +16,50 @@ import yaml
 from .capture.settings import CaptureSettings
 from .errors import ConfigError
 from .retry import RetryPolicy
-from .settings import BOOL, DURATION, FLOAT, INT, TEXT, one_of, optional, read_section, read_value, section, setting
+from .settings import BOOL, DURATION, INT, TEXT, Section, as_mapping, one_of, optional, section, setting, shown
 
 PREFIX = "SQLA_EVENTS_"
 
 
 @dataclass(frozen=True)
-class RedisSettings:
-    """The section ``redis``."""
+class RedisSettings(Section):
+    """Provider `redis`: one stream, with consumer groups."""
 
-    url: str | None = setting(optional(TEXT), None, "`redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://`; wins over host, port and db.", secret=True)
+    path: ClassVar[str] = "redis"
+    url: str | None = setting(
+        optional(TEXT),
+        None,
+        "`redis://`, `rediss://`, `redis+sentinel://` or `redis+cluster://`; wins over host, port, db.",
+        secret=True,
+    )
     host: str = setting(TEXT, "localhost", "Server.")
-    port: int = setting(INT, 6379, "Port.", least=1)
+    port: int = setting(INT, 6379, "Port.", least=1, most=65535)
     db: int = setting(INT, 0, "Database number.", least=0)
     username: str | None = setting(optional(TEXT), None, "ACL user.")
     password: str | None = setting(optional(TEXT), None, "Password.", secret=True)
     stream_name: str = setting(TEXT, "sqla-events", "Key of the stream; further keys of ours start with it.")
-    consumer_group: str | None = setting(optional(TEXT), None, "Consumer group on this provider; null: `consumer_group`.")
-    max_len: int | None = setting(optional(INT), None, "Entries that the stream keeps at least; older ones that every group has read go. null: all.", least=1)
-    max_age: float | None = setting(optional(DURATION), None, "Seconds after which entries that every group has read go. null: never.", least=0)
-    trim_unread: bool = setting(BOOL, False, "Let `max_len` and `max_age` also remove what a group has not read: loses events.")
+    consumer_group: str | None = setting(
+        optional(TEXT), None, "Consumer group on this provider; null: `consumer_group`."
+    )
+    max_len: int | None = setting(
+        optional(INT),
+        None,
+        "Entries that the stream keeps at least; older ones that every group has read go. null: all.",
+        least=1,
+    )
+    max_age: float | None = setting(
+        optional(DURATION), None, "Seconds after which entries that every group has read go. null: never.", least=0
+    )
+    trim_unread: bool = setting(
+        BOOL, False, "Let `max_len` and `max_age` also remove what a group has not read: loses events."
+    )
 
 
 @dataclass(frozen=True)
-class NatsSettings:
-    """The section ``nats``."""
+class NatsSettings(Section):
+    """Provider `nats`: one JetStream stream, a durable consumer for each group."""
 
+    path: ClassVar[str] = "nats"
     url: str = setting(TEXT, "nats://localhost:4222", "Server, or several with commas.", secret=True)
     stream_name: str = setting(TEXT, "SQLA_EVENTS", "JetStream stream; created if it is missing, verified if not.")
     subject_prefix: str = setting(TEXT, "events", "Subjects are this, a dot, and the event type.")
@@ -49,8 +67,15 @@ class NatsSettings:
     max_age: float | None = setting(optional(DURATION), None, "Seconds after which messages go. null: never.", least=0)
     max_bytes: int | None = setting(optional(INT), None, "Size of the stream. null: no limit.", least=1)
     replicas: int = setting(INT, 1, "Copies of the stream in a cluster.", least=1)
-    duplicate_window: float = setting(DURATION, 120.0, "Seconds within which the server drops a message id that it has seen.", least=0)
-    ack_wait: float = setting(DURATION, 30.0, "Seconds after which the server redelivers what nobody settled; extended while a handler works.", least=0.1)
+    duplicate_window: float = setting(
+        DURATION, 120.0, "Seconds within which the server drops a message id that it has seen.", least=0
+    )
+    ack_wait: float = setting(
+        DURATION,
+        30.0,
+        "Seconds after which the server redelivers what nobody settled; extended while a handler works.",
+        least=0.1,
+    )
     credentials: str | None = setting(optional(TEXT), None, "Path of a credentials file.")
     user: str | None = setting(optional(TEXT), None, "User.")
     password: str | None = setting(optional(TEXT), None, "Password.", secret=True)
@@ -58,148 +83,188 @@ class NatsSettings:
 
 
 @dataclass(frozen=True)
-class DatabaseSettings:
-    """The section ``database``: the log itself, whatever the provider."""
+class DatabaseSettings(Section):
+    """The log itself, whatever the provider."""
 
+    path: ClassVar[str] = "database"
     table_name: str = setting(TEXT, "events", "The log's table; the others derive from it (`event_positions`, …).")
     schema: str | None = setting(optional(TEXT), None, "The database schema of these tables. null: the default one.")
     channel: str = setting(TEXT, "sqla_events", "PostgreSQL notification channel of the doorbell.")
-    poll_interval: float | None = setting(optional(DURATION), None, "Seconds; the provider's own `poll_interval`. null: the general one.", least=0.001)
-    listen: bool = setting(BOOL, True, "LISTEN on the channel (provider `database`); off behind a transaction pooler. Polling finds everything all the same.")
-
-
-def _hostname() -> str:
-    return socket.gethostname()
+    poll_interval: float | None = setting(
+        optional(DURATION), None, "Seconds; the provider's own `poll_interval`. null: the general one.", least=0.001
+    )
+    listen: bool = setting(
+        BOOL,
+        True,
+        "LISTEN on the channel (provider `database`); off behind a transaction pooler. Polling finds everything all the same.",
+    )
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section):
     """Everything that can be set. Make it with :meth:`load`, or by name: unknown or wrong values are errors either way."""
 
     enabled: bool = setting(BOOL, True, "Capture and run; false: the broker does nothing.")
-    provider: str = setting(TEXT, "memory", "What carries events: memory, redis, nats, database, or the name of an installed one; or its URL.")
-    mode: str = setting(one_of("async", "sync"), "async", "async: handlers run in the background. sync: commit() and publish() return after the handlers.")
+    provider: str = setting(
+        TEXT,
+        "memory",
+        "What carries events: memory, redis, nats, database, or the name of an installed one; or its URL.",
+    )
+    mode: str = setting(
+        one_of("async", "sync"),
+        "async",
+        "async: handlers run in the background. sync: commit() and publish() return after the handlers.",
+    )
     worker_count: int = setting(INT, 10, "Handlers that run at the same time.", least=1)
-    buffer_size: int = setting(INT, 1000, "Events in hand at most: delivered and not settled, or published and not stored.", least=1)
+    buffer_size: int = setting(
+        INT, 1000, "Events in hand at most: delivered and not settled, or published and not stored.", least=1
+    )
     instance_id: str = setting(TEXT, "", "Name of this process in events and leases. Empty: host name and process id.")
-    consumer_group: str = setting(TEXT, "default", "Group of subscriptions that name none. Every process of a group must subscribe alike.")
+    consumer_group: str = setting(
+        TEXT, "default", "Group of subscriptions that name none. Every process of a group must subscribe alike."
+    )
     retry_policy: RetryPolicy = section(RetryPolicy, "Retries of handlers that fail.")
-    handler_timeout: float | None = setting(optional(DURATION), None, "Seconds an attempt of a coroutine handler may take. null: any time.", least=0)
+    handler_timeout: float | None = setting(
+        optional(DURATION), None, "Seconds an attempt of a coroutine handler may take. null: any time.", least=0
+    )
     shutdown_timeout: float = setting(DURATION, 30.0, "Seconds that stop() lets handlers finish.", least=0)
-    sync_timeout: float = setting(DURATION, 30.0, "Seconds that commit() waits for handlers in mode sync, then it returns with a warning.", least=0)
+    sync_timeout: float = setting(
+        DURATION,
+        30.0,
+        "Seconds that commit() waits for handlers in mode sync, then it returns with a warning.",
+        least=0,
+    )
     batch_size: int = setting(INT, 1000, "Events read and published at once, at most.", least=1)
-    poll_interval: float = setting(DURATION, 1.0, "Seconds between looks at the log when nothing happens; much less when something does.", least=0.001)
-    lease: float = setting(DURATION, 5.0, "Seconds after which a standby takes over from a process that is gone.", least=0.5)
-    partitions: int = setting(INT, 1, "Leases that a group is split into. Changing it on a live system: see docs/operations.md.", least=1)
-    retention: float | None = setting(optional(DURATION), None, "Seconds that events are kept after they were created, once every group is through. null: for ever.", least=1)
+    poll_interval: float = setting(
+        DURATION,
+        1.0,
+        "Seconds between looks at the log when nothing happens; much less when something does.",
+        least=0.001,
+    )
+    lease: float = setting(
+        DURATION, 5.0, "Seconds after which a standby takes over from a process that is gone.", least=0.5
+    )
+    partitions: int = setting(
+        INT, 1, "Leases that a group is split into. Changing it on a live system: see docs/operations.md.", least=1
+    )
+    retention: float | None = setting(
+        optional(DURATION),
+        None,
+        "Seconds that events are kept after they were created, once every group is through. null: for ever.",
+        least=1,
+    )
     redis: RedisSettings = section(RedisSettings, "Provider redis.")
     nats: NatsSettings = section(NatsSettings, "Provider nats.")
     database: DatabaseSettings = section(DatabaseSettings, "The log.")
     capture: CaptureSettings = section(CaptureSettings, "What is captured.")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if "kind" in field.metadata:
-                about = field.metadata
-                value = read_value(about["kind"], getattr(self, field.name), field.name, about["least"], about["secret"])
-                object.__setattr__(self, field.name, value)
+        super().__post_init__()
         if not self.instance_id:
-            object.__setattr__(self, "instance_id", f"{_hostname()}-{os.getpid()}")
+            object.__setattr__(self, "instance_id", f"{socket.gethostname()}-{os.getpid()}")
 
     @classmethod
-    def load(cls, source: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None, **overrides: Any) -> Config:
+    def load(
+        cls, source: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None, **overrides: Any
+    ) -> Config:
         """Read a configuration.
 
-        :param source: a Config; a mapping (with or without ``event_broker`` around it); the path of a YAML file; a
-            provider URL such as ``redis://host/0``; None: the environment variables ``SQLA_EVENTS_…``, where two
+        :param source: a Config; a mapping (with or without ``event_broker`` around it); the path of a YAML file, or its
+            text; a provider URL such as ``redis://host/0``; None: the environment variables ``SQLA_EVENTS_…``, where two
             underscores separate section and key (``SQLA_EVENTS_RETRY_POLICY__MAX_RETRIES=5``).
         :param overrides: single settings that win; a mapping for a section adds to what the section has.
         :raises ConfigError: naming key, value and what is allowed.
         """
-        if isinstance(source, Config):
-            return _overridden(source, overrides)
-        return _build(_merged(_given(source), overrides))
+        given = _merged(_given(source), overrides)
+        if not overrides and isinstance(source, Config):
+            return source
+        if "://" in str(given.get("provider")):
+            given = _from_url(given)
+        return cls.read(given)
 
 
-def _overridden(config: Config, overrides: Mapping[str, Any]) -> Config:
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    for key, value in overrides.items():
-        if key in values and isinstance(value, Mapping):
-            value = replace(values[key], **value)
-        values[key] = value
-    return _build(values) if overrides else config
+_SCHEMES = {
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "nats": "nats",
+    "tls": "nats",
+    "ws": "nats",
+    "wss": "nats",
+}
 
 
-def _build(given: Mapping[str, Any]) -> Config:
-    values = dict(given)
-    if isinstance(values.get("provider"), str) and "://" in values["provider"]:
-        values = _from_url(values)
-    policy = values.get("retry_policy")
-    if isinstance(policy, Mapping):
-        values["retry_policy"] = _retry_policy(policy)
-    return read_section(Config, values)
-
-
-def _retry_policy(given: Mapping[str, Any]) -> RetryPolicy:
-    kinds = {"max_retries": INT, "initial_delay": DURATION, "max_delay": DURATION, "backoff_factor": FLOAT, "jitter": FLOAT}
-    for key in given:
-        if key not in kinds:
-            raise ConfigError(f"unknown setting 'retry_policy.{key}'; known are: {', '.join(kinds)}")
-    return RetryPolicy(**{key: read_value(kinds[key], value, f"retry_policy.{key}") for key, value in given.items()})
-
-
-_SCHEMES = {"redis": "redis", "rediss": "redis", "unix": "redis", "nats": "nats", "tls": "nats", "ws": "nats", "wss": "nats"}
-
-
-def _from_url(values: dict[str, Any]) -> dict[str, Any]:
-    url = values["provider"]
+def _from_url(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``provider`` as a URL, taken apart: the provider's name, and the URL in its section."""
+    url = str(given["provider"])
     scheme = urlsplit(url).scheme.partition("+")[0]
     name = {"postgresql": "database", "sqlite": "database"}.get(scheme, _SCHEMES.get(scheme, scheme))
-    values["provider"] = name
-    if name in ("redis", "nats"):
-        values[name] = {**(values.get(name) or {}), "url": url}
-    return values
+    values = {**given, "provider": name}
+    return _merged(values, {name: {"url": url}}) if name in ("redis", "nats") else values
 
 
 # Sources ------------------------------------------------------------------------------------------------------------
 
 
-def _given(source: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
+def _given(source: Any) -> Mapping[str, Any]:
     if source is None:
         return _environment()
+    if isinstance(source, Config):
+        return as_mapping(source)
+    if isinstance(source, Mapping):
+        return _unwrapped(source)
+    if isinstance(source, str) and "\n" in source:
+        return _yaml(source, "the YAML text")
     if isinstance(source, str) and "://" in source:
         return {"provider": source}
     if isinstance(source, (str, os.PathLike)):
         return _file(Path(source))
-    if isinstance(source, Mapping):
-        return _expanded(_unwrapped(source))
-    raise ConfigError(f"config is {source!r}; it must be a Config, a mapping, the path of a YAML file, a provider URL or None")
+    raise ConfigError(
+        f"config is {shown(source)}; "
+        "it must be a Config, a mapping, the path of a YAML file, YAML text, a provider URL or None"
+    )
 
 
-def _file(path: Path) -> dict[str, Any]:
+def _file(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {str(path)!r} is not UTF-8 text") from error
+    return _yaml(text, f"config file {str(path)!r}")
+
+
+def _yaml(text: str, name: str) -> Mapping[str, Any]:
+    """What a YAML text says. Its errors are told without quoting the text, which may hold passwords."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{name} is not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from None
     if not isinstance(content, Mapping):
-        raise ConfigError(f"config file {str(path)!r} holds {type(content).__name__}; it must hold a mapping with the key event_broker")
-    return _expanded(_unwrapped(content))
+        raise ConfigError(
+            f"{name} holds {type(content).__name__}; it must hold a mapping, with or without the key event_broker"
+        )
+    return _unwrapped(content)
 
 
 def _unwrapped(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is under ``event_broker`` where that is there (other keys beside it belong to others)."""
+    """What is under ``event_broker`` where that is there (other keys beside it belong to others), variables replaced."""
     inner = given.get("event_broker", given)
+    if inner is None:  # the bare key, everything under it commented out
+        return {}
     if not isinstance(inner, Mapping):
-        raise ConfigError(f"event_broker is {inner!r}; it must be a mapping")
-    return inner
+        raise ConfigError(f"event_broker is {shown(inner)}; it must be a mapping")
+    return {key: _expanded(value) for key, value in inner.items()}
 
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def _expanded(value: Any) -> Any:
+    """The value with every variable in its texts replaced."""
     if isinstance(value, str):
         return _VARIABLE.sub(_variable, value)
     if isinstance(value, Mapping):
@@ -211,26 +276,28 @@ def _expanded(value: Any) -> Any:
 
 def _variable(match: re.Match[str]) -> str:
     name, default = match[1], match[2]
-    found = os.environ.get(name) or default or (_hostname() if name == "HOSTNAME" else None)
-    if found is None:
-        raise ConfigError(f"the configuration uses ${{{name}}}, and that environment variable is not set; set it, or write ${{{name}:-default}}")
-    return found
+    if found := os.environ.get(name):
+        return found
+    if default is not None:
+        return default
+    if name == "HOSTNAME":  # shells set it, service managers often do not
+        return socket.gethostname()
+    raise ConfigError(
+        f"the configuration uses ${{{name}}}, and that environment variable is not set; "
+        f"set it, or write ${{{name}:-default}}"
+    )
 
 
 def _environment() -> dict[str, Any]:
+    """Sorted, so that a section's own variable (which is an error) comes before those of its settings."""
     given: dict[str, Any] = {}
-    for name, value in os.environ.items():
-        if name.startswith(PREFIX) and name not in _RESERVED:
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX):
             outer, _, inner = name.removeprefix(PREFIX).lower().partition("__")
-            if inner:
-                given.setdefault(outer, {})[inner] = value
-            else:
-                given[outer] = value
+            holder, key = (given.setdefault(outer, {}), inner) if inner else (given, outer)
+            if isinstance(holder, dict):
+                holder[key] = os.environ[name]
     return given
-
-
-_RESERVED = {f"{PREFIX}SERVERS", f"{PREFIX}LOAD_SECONDS"}
-"""Variables of the test suite."""
 
 
 def _merged(given: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,49 +5,40 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import tenacity
 
-from .errors import ConfigError, Reject, RetryLater
+from .errors import Reject, RetryLater
+from .settings import DURATION, FLOAT, INT, Section, setting
 
 
 @dataclass(frozen=True)
-class RetryPolicy:
+class RetryPolicy(Section):
     """Exponential back-off: attempt n + 1 follows ``initial_delay * backoff_factor ** (n - 1)`` seconds after attempt n.
 
     :raises ConfigError: for a value out of range.
     """
 
-    max_retries: int = 3
-    """Attempts after the first; 0: none."""
-    initial_delay: float = 1.0
-    """Seconds before the first retry."""
-    max_delay: float = 30.0
-    """Seconds; no delay grows beyond this (before jitter)."""
-    backoff_factor: float = 2.0
-    """What each further delay is multiplied by; 1: always the same delay."""
-    jitter: float = 0.1
-    """Up to this share of the delay is added at random, so that many failures do not come back at once; 0: none."""
-
-    def __post_init__(self) -> None:
-        _check("max_retries", self.max_retries, 0, int)
-        _check("initial_delay", self.initial_delay, 0)
-        _check("max_delay", self.max_delay, 0)
-        _check("backoff_factor", self.backoff_factor, 1)
-        _check("jitter", self.jitter, 0)
+    path: ClassVar[str] = "retry_policy"
+    max_retries: int = setting(INT, 3, "Attempts after the first; 0: none.", least=0)
+    initial_delay: float = setting(DURATION, 1.0, "Seconds before the first retry.", least=0)
+    max_delay: float = setting(DURATION, 30.0, "Seconds; no delay grows beyond this (before jitter).", least=0)
+    backoff_factor: float = setting(
+        FLOAT, 2.0, "What each further delay is multiplied by; 1: always the same delay.", least=1
+    )
+    jitter: float = setting(
+        FLOAT,
+        0.1,
+        "Up to this share of the delay is added at random, so that many failures do not come back at once; 0: none.",
+        least=0,
+    )
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after this many failures (at least 1), jitter included."""
         exponent = min(failures - 1, 64)  # beyond that every float is past any max_delay
         delay = min(self.initial_delay * self.backoff_factor**exponent, self.max_delay)
         return delay * (1 + random.uniform(0, self.jitter))  # noqa: S311 - spreads load, keeps no secret
-
-
-def _check(field: str, value: object, least: float, kind: type | tuple[type, ...] = (int, float)) -> None:
-    if isinstance(value, bool) or not isinstance(value, kind) or not value >= least:  # type: ignore[operator]
-        what = "a whole number" if kind is int else "a number"
-        raise ConfigError(f"retry_policy.{field} is {value!r}; it must be {what} of at least {least:g}")
 
 
 FOREVER = RetryPolicy(max_retries=2**31, initial_delay=0.05, max_delay=5.0, jitter=0.5)
@@ -61,7 +52,9 @@ class Attempts:
     as no failure; Reject, and what is not in ``retry_on``, ends it.
     """
 
-    def __init__(self, policy: RetryPolicy, failed: int = 0, retry_on: tuple[type[BaseException], ...] = (Exception,)) -> None:
+    def __init__(
+        self, policy: RetryPolicy, failed: int = 0, retry_on: tuple[type[BaseException], ...] = (Exception,)
+    ) -> None:
         self.policy = policy
         self.failed = failed
         self.retry_on = retry_on
@@ -75,13 +68,19 @@ class Attempts:
         """Whether another attempt follows this error, which has been noted."""
         if isinstance(error, RetryLater):
             return True
-        return not isinstance(error, Reject) and isinstance(error, self.retry_on) and self.failed <= self.policy.max_retries
+        return (
+            not isinstance(error, Reject)
+            and isinstance(error, self.retry_on)
+            and self.failed <= self.policy.max_retries
+        )
 
     def wait(self, error: BaseException) -> float:
         """Seconds until that attempt."""
         return error.delay if isinstance(error, RetryLater) else self.policy.delay(max(self.failed, 1))
 
-    def retrying(self, sleep: Callable[[float], Awaitable[None]], before_sleep: Callable[[float, BaseException], None]) -> tenacity.AsyncRetrying:
+    def retrying(
+        self, sleep: Callable[[float], Awaitable[None]], before_sleep: Callable[[float, BaseException], None]
+    ) -> tenacity.AsyncRetrying:
         """A tenacity controller that repeats a call by these rules and raises the last error unchanged."""
 
         def remember(state: tenacity.RetryCallState) -> None:

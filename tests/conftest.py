@@ -1,6 +1,6 @@
 """Servers of the tests' own, started once for each worker on first use, and a fresh database for every test.
 
-They come from wheels; ``--servers=local`` (or SQLA_EVENTS_SERVERS=local) takes those that are installed on this machine,
+They come from wheels; ``--servers=local`` (or TEST_SERVERS=local) takes those that are installed on this machine,
 usually of another version, where there are any. Tests reach nothing that this run did not start.
 """
 
@@ -22,7 +22,7 @@ from tests.servers.redis import RedisServer
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    default = os.environ.get("SQLA_EVENTS_SERVERS", "wheels")
+    default = os.environ.get("TEST_SERVERS", "wheels")
     parser.addoption("--servers", choices=("wheels", "local"), default=default, help="where the servers come from")
 
 

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from ..settings import BOOL, SIZE, TEXT, TEXTS, one_of, optional, setting
+from ..settings import BOOL, SIZE, TABLES, TEXT, TEXTS, Section, one_of, optional, setting
 
 
 @dataclass(frozen=True)
-class CaptureSettings:
-    """The section ``capture``."""
+class CaptureSettings(Section):
+    """What is captured, and what to do where an event cannot be written as it should."""
 
+    path: ClassVar[str] = "capture"
     enable_create: bool = setting(BOOL, True, "Capture inserts.")
     enable_update: bool = setting(BOOL, True, "Capture updates.")
     enable_delete: bool = setting(BOOL, True, "Capture deletes.")
-    enable_read: bool = setting(BOOL, False, "Also write an event for every entity that a session loads. High volume: off by default.")
-    include: tuple[Any, ...] = setting(
-        TEXTS, (), "Only these: patterns over `schema.table` or `schema.table.operation`, mapped classes, or Tables. Empty: everything."
+    enable_read: bool = setting(
+        BOOL, False, "Also write an event for every entity that a session loads. High volume: off by default."
     )
-    exclude: tuple[Any, ...] = setting(TEXTS, (), "Not these, in the same form; wins over `include`.")
+    include: tuple[Any, ...] = setting(
+        TABLES,
+        (),
+        "Only these: patterns over `schema.table` or `schema.table.operation`, mapped classes, or Tables. Empty: everything.",
+    )
+    exclude: tuple[Any, ...] = setting(TABLES, (), "Not these, in the same form; wins over `include`.")
     exclude_columns: tuple[str, ...] = setting(
-        TEXTS, (), "Columns that never get into events: patterns over `schema.table.column`, or just `column`. Also by `Column(info={'sqla_events': 'exclude'})`."
+        TEXTS,
+        (),
+        "Columns that never get into events: patterns over `schema.table.column`, or just `column`. "
+        "Also by `Column(info={'sqla_events': 'exclude'})`.",
     )
     redact_columns: tuple[str, ...] = setting(
-        TEXTS, (), "Columns whose values are replaced by `[redacted]`, in the same form. Also by `Column(info={'sqla_events': 'redact'})`."
+        TEXTS,
+        (),
+        "Columns whose values are replaced by `[redacted]`, in the same form. Also by `Column(info={'sqla_events': 'redact'})`.",
     )
     default_schema: str = setting(TEXT, "public", "The schema in the type of events on tables that name none.")
     old_values: str = setting(
@@ -32,13 +42,21 @@ class CaptureSettings:
         "known",
         "`before` of updates and deletes: what is known without a query; always, where needed by RETURNING or a locking SELECT; or never.",
     )
-    max_payload_bytes: int | None = setting(optional(SIZE), None, "A larger payload is an error or is truncated (`on_too_large`). null: no limit.", least=64)
+    max_payload_bytes: int | None = setting(
+        optional(SIZE), None, "A larger payload is an error or is truncated (`on_too_large`). null: no limit.", least=64
+    )
     on_too_large: str = setting(
-        one_of("error", "truncate"), "error", "What a payload over `max_payload_bytes` does: fail the flush, or shrink to key and column names."
+        one_of("error", "truncate"),
+        "error",
+        "What a payload over `max_payload_bytes` does: fail the flush, or shrink to key and column names.",
     )
     on_unencodable: str = setting(
-        one_of("error", "placeholder"), "error", "What a value without a JSON form does: fail the flush, or become a marked placeholder."
+        one_of("error", "placeholder"),
+        "error",
+        "What a value without a JSON form does: fail the flush, or become a marked placeholder.",
     )
     on_gap: str = setting(
-        one_of("warn", "raise", "ignore"), "warn", "What a write does that capture cannot see into (text SQL, a data-modifying CTE under a SELECT)."
+        one_of("warn", "raise", "ignore"),
+        "warn",
+        "What a write does that capture cannot see into (text SQL, a data-modifying CTE under a SELECT).",
     )
