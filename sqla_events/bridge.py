@@ -282,23 +282,37 @@ def _refuse(engine: Engine) -> None:
     if name not in ("postgresql", "sqlite"):
         raise ConfigError(f"the engine is on {name}; the event log needs postgresql or sqlite")
     if name == "sqlite" and in_memory(engine):
-        raise ConfigError(f"{engine.url!r} is SQLite in memory, which only one connection can see; use a file to relay or consume its events")
+        raise ConfigError(
+            f"{engine.url!r} is SQLite in memory, which only one connection can see; use a file to relay or consume its events"
+        )
     if isinstance(engine.pool, (pool.StaticPool, pool.AssertionPool, pool.SingletonThreadPool)):
-        raise ConfigError(f"the engine has a {type(engine.pool).__name__}; relay and consumers need connections of their own: use QueuePool or NullPool")
+        raise ConfigError(
+            f"the engine has a {type(engine.pool).__name__}; relay and consumers need connections of their own: use QueuePool or NullPool"
+        )
     refuse_autocommit(engine)
 
 
 def refuse_autocommit(engine: Engine) -> None:
     """Raise ConfigError for an engine whose connections commit every statement."""
-    levels = (engine.get_execution_options().get("isolation_level"), getattr(engine.dialect, "_on_connect_isolation_level", None))
+    levels = (
+        engine.get_execution_options().get("isolation_level"),
+        getattr(engine.dialect, "_on_connect_isolation_level", None),
+    )
     if any(isinstance(level, str) and level.upper() == "AUTOCOMMIT" for level in levels):
-        raise ConfigError("the engine is in AUTOCOMMIT: an event could be committed without its write; use it without isolation_level='AUTOCOMMIT'")
+        raise ConfigError(
+            "the engine is in AUTOCOMMIT: an event could be committed without its write; use it without isolation_level='AUTOCOMMIT'"
+        )
 
 
 def in_memory(engine: Engine) -> bool:
     """Whether an SQLite engine has no file."""
     name = engine.url.database or ""
-    return name in ("", ":memory:") or name.startswith("file::memory:") or engine.url.query.get("mode") == "memory" or "mode=memory" in name
+    return (
+        name in ("", ":memory:")
+        or name.startswith("file::memory:")
+        or engine.url.query.get("mode") == "memory"
+        or "mode=memory" in name
+    )
 
 
 # Loops, threads, bells ----------------------------------------------------------------------------------------------
@@ -417,7 +431,7 @@ class Runnable(Protocol):
 
     async def __aenter__(self) -> Any: ...
 
-    async def __aexit__(self, *error: Any) -> Any: ...
+    async def __aexit__(self, *error: object) -> Any: ...
 
 
 def run_until_signal(service: Runnable) -> None:

@@ -33,7 +33,9 @@ class LogDeadLetters:
         self._tables = tables
         self._ring = ring
 
-    async def list(self, *, group: str | None = None, pattern: str = "*", limit: int = 100, after: str | None = None) -> Sequence[DeadLetter]:
+    async def list(
+        self, *, group: str | None = None, pattern: str = "*", limit: int = 100, after: str | None = None
+    ) -> Sequence[DeadLetter]:
         """Oldest first; ``after`` is the id of the last one already seen."""
         return await self._database.run(find, self._tables, group, pattern, limit, after)
 
@@ -70,14 +72,20 @@ def key_of(letter: str) -> Key:
     return group.replace("%2F", "/").replace("%25", "%"), int(seq), subscription
 
 
-def find(connection: Connection, tables: Tables, group: str | None, pattern: str, limit: int, after: str | None) -> list[DeadLetter]:
+def find(
+    connection: Connection, tables: Tables, group: str | None, pattern: str, limit: int, after: str | None
+) -> list[DeadLetter]:
     """Dead letters in the order of the log."""
     found: list[DeadLetter] = []
     last = None if after is None else key_of(after)
     while len(found) < limit:
         page = _page(connection, tables, group, last)
         events = rows_by_seq(connection, tables, [one.seq for one in page])
-        found += [_letter(one, events[one.seq]) for one in page if one.seq in events and matches(pattern, events[one.seq].type)]
+        found += [
+            _letter(one, events[one.seq])
+            for one in page
+            if one.seq in events and matches(pattern, events[one.seq].type)
+        ]
         if len(page) < PAGE:
             break
         last = (page[-1].group, page[-1].seq, page[-1].subscription)
@@ -113,13 +121,8 @@ def _event(one: Any, row: Row) -> Event:
     try:
         event = row.to_event()
     except EventError:
-        event = Row(*(*row_fields(row)[:8], "null", None, None, *row_fields(row)[11:])).to_event()
+        event = row.without_payload().to_event()
     return event.replace(status=Status.FAILED, error=one.error, retry_count=max(one.attempts - 1, 0))
-
-
-def row_fields(row: Row) -> tuple[Any, ...]:
-    """The row as a tuple."""
-    return tuple(getattr(row, name) for name in Row.__struct_fields__)
 
 
 def _redrive(connection: Connection, tables: Tables, ids: Sequence[str] | None, group: str | None, pattern: str) -> int:
@@ -131,7 +134,9 @@ def _discard(connection: Connection, tables: Tables, ids: Sequence[str] | None, 
     return _each(connection, tables, sa.delete(tables.deliveries), ids, group, pattern)
 
 
-def _each(connection: Connection, tables: Tables, statement: Any, ids: Sequence[str] | None, group: str | None, pattern: str) -> int:
+def _each(
+    connection: Connection, tables: Tables, statement: Any, ids: Sequence[str] | None, group: str | None, pattern: str
+) -> int:
     """Run a statement for every dead letter that is meant; returns how many it hit."""
     begin_writing(connection)
     d = tables.deliveries
@@ -140,14 +145,20 @@ def _each(connection: Connection, tables: Tables, statement: Any, ids: Sequence[
         return connection.execute(statement if group is None else statement.where(d.c.group == group)).rowcount
     keys = [key_of(one) for one in ids] if ids is not None else _matching(connection, tables, group, pattern)
     return sum(
-        connection.execute(statement.where(d.c.group == group, d.c.seq == seq, d.c.subscription == subscription)).rowcount
+        connection.execute(
+            statement.where(d.c.group == group, d.c.seq == seq, d.c.subscription == subscription)
+        ).rowcount
         for group, seq, subscription in keys
     )
 
 
 def _matching(connection: Connection, tables: Tables, group: str | None, pattern: str) -> list[Key]:
     d, e = tables.deliveries, tables.events
-    query = sa.select(d.c.group, d.c.seq, d.c.subscription, e.c.type).join(e, e.c.seq == d.c.seq).where(d.c.status == FAILED)
+    query = (
+        sa.select(d.c.group, d.c.seq, d.c.subscription, e.c.type)
+        .join(e, e.c.seq == d.c.seq)
+        .where(d.c.status == FAILED)
+    )
     if group is not None:
         query = query.where(d.c.group == group)
     return [(row.group, row.seq, row.subscription) for row in connection.execute(query) if matches(pattern, row.type)]

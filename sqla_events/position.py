@@ -42,9 +42,12 @@ def joined(ranges: Iterable[Range]) -> Ranges:
 
 def ranges_of(seqs: Iterable[int]) -> Ranges:
     """Single numbers, in any order and repeated, as ranges."""
+    ordered = sorted(seqs)
+    if ordered and ordered[-1] - ordered[0] + 1 == len(ordered) == len(set(ordered)):
+        return ((ordered[0], ordered[-1]),)  # the usual case
     result: list[Range] = []
     first = last = None
-    for seq in sorted(seqs):
+    for seq in ordered:
         if last is None or first is None:
             first = last = seq
         elif seq <= last + 1:
@@ -115,7 +118,9 @@ def from_text(text: str) -> Ranges:
     try:
         return joined(_decoder.decode(text))
     except (msgspec.DecodeError, TypeError) as error:
-        raise SQLAlchemyEventsError(f"the gaps of a position are {text[:80]!r}, which is no JSON list of [first, last]: {error}") from error
+        raise SQLAlchemyEventsError(
+            f"the gaps of a position are {text[:80]!r}, which is no JSON list of [first, last]: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)

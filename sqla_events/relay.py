@@ -1,8 +1,8 @@
-"""The relay: from the log to a provider that is a transport of its own. One consumer group of the log per provider.
+"""The relay: from the log to a provider that is a transport of its own. A consumer group of the log for each provider.
 
-    lease -> read -> publish -> commit         the next read overlaps this publish
+    lease -> read -> publish -> settle -> commit         the next read overlaps this publish
 
-A broker that is down is tried for ever, with the log as the buffer. An event that it will never take becomes a failed
+A transport that is down is tried for ever, with the log as the buffer. An event that it will never take becomes a failed
 delivery at once, and the rest of its batch goes on.
 """
 
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from .bridge import Database, Doorbell
 from .errors import ProviderUnavailable, PublishRejected
@@ -25,6 +24,10 @@ from .signals import Buried, Relayed, Signals, Unavailable, logger
 
 SUBSCRIPTION = "relay"
 """The name under which the relay's dead letters stand."""
+
+
+class _Stopping(Exception):  # noqa: N818 - ends the wait for a transport that is down, no error
+    pass
 
 
 class Relay:
@@ -48,68 +51,115 @@ class Relay:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """End after the batch that is being published."""
+        """End after the batch that is being published, or at once while the transport is down."""
         self._stopping.set()
 
     async def run(self) -> None:
-        """Relay until :meth:`stop`.
+        """Wait for the lease, then relay until :meth:`stop`.
 
         :raises LeaseLost: when another relay has the lease.
         """
+        work = asyncio.ensure_future(self._run())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not self._reading:
+                work.cancel()  # still waiting for the lease
+            await asyncio.wait({work})
+            if not work.cancelled() and not isinstance(work.exception(), _Stopping):
+                work.result()
+        finally:
+            for task in (work, stopping):
+                task.cancel()
+            await asyncio.gather(work, stopping, return_exceptions=True)
+
+    _reading = False
+
+    async def _run(self) -> None:
         async with leased(self._database, self._tables, self._settings, self._doorbell, self._signals) as reader:
-            stopping = asyncio.create_task(self._stopping.wait())
-            stream = reader.batches()
-            coming = asyncio.ensure_future(anext(stream))
+            self._reading = True
             try:
-                while not stopping.done():
-                    await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                    if not coming.done():
-                        break
-                    batch = coming.result()
-                    coming = asyncio.ensure_future(anext(stream))
-                    await self._publish(reader, batch)
+                await self._relay(reader)
             finally:
-                for task in (coming, stopping):
-                    task.cancel()
-                await asyncio.gather(coming, stopping, return_exceptions=True)
-                await stream.aclose()
+                self._reading = False
+
+    async def _relay(self, reader: Reader) -> None:
+        stream = reader.batches()
+        coming = asyncio.ensure_future(anext(stream))
+        try:
+            while (batch := await self._unless_stopped(coming)) is not None:
+                coming = asyncio.ensure_future(anext(stream))
+                await self._publish(reader, batch)
+        finally:
+            await _ended(coming, stream)
+
+    async def _unless_stopped(self, coming: asyncio.Future[Sequence[LogDelivery]]) -> Sequence[LogDelivery] | None:
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        return None if self._stopping.is_set() else coming.result()
+
+    # One batch ---------------------------------------------------------------------------------------------------
 
     async def _publish(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> None:
         started = time.perf_counter()
-        left = list(deliveries)
+        left = [one for one in deliveries if SUBSCRIPTION not in one.buried]
         while left:
             batch = self._batch(reader, left)
             try:
-                await until_available(lambda: self._provider.publish(batch), ProviderUnavailable, self._pause, self._unavailable)  # noqa: B023
+                await self._until_published(batch)
                 break
             except PublishRejected as error:
-                left = [one for one in left if not self._rejected(reader, one, error)]
-        for one in deliveries:
-            one.ack()
-        self._signals.emit(Relayed(self._settings.group, self._settings.partition, len(left), time.perf_counter() - started))
+                left = self._without_rejected(reader, left, error)
+        self._settle(reader, deliveries)
+        if self._signals:
+            self._signals.emit(Relayed(self._settings.group, self._settings.partition, len(left), time.perf_counter() - started))
+
+    async def _until_published(self, batch: Batch) -> None:
+        await until_available(lambda: self._provider.publish(batch), ProviderUnavailable, self._pause, self._unavailable)
 
     def _batch(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> Batch:
-        s = self._settings
+        settings, position = self._settings, ""
+        if self._provider.features.idempotent_publish:
+            position = reader.position_after([one.row.seq for one in deliveries])
         messages = [one.row.to_message() for one in deliveries]
-        return Batch(messages, s.group, s.partition, reader.lease.epoch, "")
+        return Batch(messages, settings.group, settings.partition, reader.lease.epoch, position)
 
-    def _rejected(self, reader: Reader, delivery: LogDelivery, error: PublishRejected) -> bool:
-        if delivery.row.id != error.event_id:
-            return False
-        failure = Failure(SUBSCRIPTION, error.reason, "".join(traceback.format_exception(error)), 1)
-        reader.failed(delivery, failure, None)
-        self._signals.emit(Buried(delivery.type, self._settings.group, SUBSCRIPTION, error.reason))
-        return True
+    def _settle(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> None:
+        """Many at once where there was no trouble, which is nearly always."""
+        if any(one.only is not None or one.attempts or one.buried for one in deliveries):
+            for one in deliveries:
+                one.ack()
+        else:
+            reader.settle([one.row.seq for one in deliveries])
+
+    def _without_rejected(self, reader: Reader, deliveries: list[LogDelivery], error: PublishRejected) -> list[LogDelivery]:
+        rejected = [one for one in deliveries if one.row.id == error.event_id]
+        if not rejected:  # a provider that names an event we did not give it: nothing would ever get past
+            raise ProviderUnavailable(f"the provider rejected an event that was not in its batch: {error}") from error
+        for one in rejected:
+            reader.failed(one, Failure(SUBSCRIPTION, error.reason, "", 1), None)
+            self._signals.emit(Buried(one.type, self._settings.group, SUBSCRIPTION, error.reason))
+        return [one for one in deliveries if one.row.id != error.event_id]
+
+    # A transport that is down ------------------------------------------------------------------------------------
 
     async def _pause(self, seconds: float) -> None:
-        """Wait before the next attempt; a stop ends the waiting, and what is not published stays in the log."""
         try:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
         except TimeoutError:
             return
-        raise asyncio.CancelledError
+        raise _Stopping
 
     def _unavailable(self, delay: float, error: BaseException) -> None:
         logger.warning("%s does not answer, next try in %.2f s: %s", self._settings.group, delay, error)
         self._signals.emit(Unavailable(self._settings.group, str(error), delay))
+
+
+async def _ended(coming: asyncio.Future[Sequence[LogDelivery]], stream: AsyncGenerator[Sequence[LogDelivery], None]) -> None:
+    coming.cancel()
+    await asyncio.gather(coming, return_exceptions=True)
+    await stream.aclose()

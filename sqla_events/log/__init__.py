@@ -1,8 +1,19 @@
 """The log: SQL as plain functions of a synchronous Connection, and the reader that holds a lease on a position."""
 
-from .append import append
 from .check import verify
 from .query import GroupStats, get_event, groups, list_events, newest, rows_by_seq, stats
 from .retention import retain
+from .writing import append
 
-__all__ = ["GroupStats", "append", "get_event", "groups", "list_events", "newest", "retain", "rows_by_seq", "stats", "verify"]
+__all__ = [
+    "GroupStats",
+    "append",
+    "get_event",
+    "groups",
+    "list_events",
+    "newest",
+    "retain",
+    "rows_by_seq",
+    "stats",
+    "verify",
+]

@@ -18,7 +18,9 @@ def verify(connection: Connection, tables: Tables) -> None:
     present = set(sa.inspect(connection).get_table_names(schema=names.schema))
     missing = [name for name in (names.events, names.positions, names.batches, names.deliveries) if name not in present]
     if missing:
-        raise SchemaError(f"the event tables {', '.join(missing)} are missing; create them with: {command(connection, names)}")
+        raise SchemaError(
+            f"the event tables {', '.join(missing)} are missing; create them with: {command(connection, names)}"
+        )
     revision = _revision(connection, names) if names.version in present else None
     if revision is None or revision < REVISION:
         raise SchemaError(

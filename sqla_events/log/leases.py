@@ -75,7 +75,9 @@ def acquire(connection: Connection, tables: Tables, settings: ReaderSettings) ->
         return None
     if taken.partitions != settings.partitions:
         raise _wrong_partitions(settings, taken.partitions)
-    return Lease(settings.group, settings.partition, settings.owner, taken.epoch, Position.parse(taken.high, taken.gaps))
+    return Lease(
+        settings.group, settings.partition, settings.owner, taken.epoch, Position.parse(taken.high, taken.gaps)
+    )
 
 
 def _wrong_partitions(settings: ReaderSettings, found: int) -> ConfigError:
@@ -90,7 +92,11 @@ def _create(connection: Connection, tables: Tables, settings: ReaderSettings) ->
     if start < 0:
         start = sa.select(sa.func.coalesce(sa.func.max(tables.events.c.seq), 0)).scalar_subquery()
     insert = insert_into(connection, tables.positions).values(
-        group=settings.group, partition=settings.partition, partitions=settings.partitions, high=start, updated_at=_now(connection)
+        group=settings.group,
+        partition=settings.partition,
+        partitions=settings.partitions,
+        high=start,
+        updated_at=_now(connection),
     )
     connection.execute(insert.on_conflict_do_nothing())
 
@@ -128,7 +134,9 @@ def _one(connection: Connection, update: sa.Update, lease: Lease) -> int | None:
     else:
         horizon, hit = None, connection.execute(update).rowcount == 1
     if not hit:
-        raise LeaseLost(f"{lease.owner} lost the lease of partition {lease.partition} of group {lease.group!r} (epoch {lease.epoch})")
+        raise LeaseLost(
+            f"{lease.owner} lost the lease of partition {lease.partition} of group {lease.group!r} (epoch {lease.epoch})"
+        )
     return int(horizon) if horizon is not None else None
 
 
@@ -152,18 +160,24 @@ def release(connection: Connection, tables: Tables, lease: Lease) -> None:
     table = tables.positions
     begin_writing(connection)
     connection.execute(
-        sa.update(table).where(*_this(table, lease.group, lease.partition), table.c.epoch == lease.epoch).values(owner=None, lease_expires=None)
+        sa.update(table)
+        .where(*_this(table, lease.group, lease.partition), table.c.epoch == lease.epoch)
+        .values(owner=None, lease_expires=None)
     )
 
 
-def still_holds(connection: Connection, tables: Tables, lease: Lease, positions: Sequence[Position], last: tuple[int, str] | None) -> bool:
+def still_holds(
+    connection: Connection, tables: Tables, lease: Lease, positions: Sequence[Position], last: tuple[int, str] | None
+) -> bool:
     """Whether, after the connection was lost, the log is still what this owner took it for.
 
     The epoch must be ours, the position one that we committed or tried to, and the last row we read (seq, id) must be there: a server
     that fell back to an older state (asynchronous commit and a crash, a failover) may give its number to another event.
     """
     table = tables.positions
-    row = connection.execute(sa.select(table.c.epoch, table.c.high, table.c.gaps).where(*_this(table, lease.group, lease.partition))).one_or_none()
+    row = connection.execute(
+        sa.select(table.c.epoch, table.c.high, table.c.gaps).where(*_this(table, lease.group, lease.partition))
+    ).one_or_none()
     if row is None or row.epoch != lease.epoch or Position.parse(row.high, row.gaps) not in positions:
         return False
     if last is None:

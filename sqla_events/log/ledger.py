@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..position import Position, Ranges, joined, ranges_of, size, subtract, union
@@ -78,7 +79,9 @@ class _Holes:
 
     def may_have_filled(self, snapshot: Snapshot | None) -> bool:
         """Whether a read with this snapshot that left them out may have missed something."""
-        return self.count > 0 and (self.due or self.watch is None or snapshot is None or not self.watch <= snapshot.open)
+        return self.count > 0 and (
+            self.due or self.watch is None or snapshot is None or not self.watch <= snapshot.open
+        )
 
     @property
     def small(self) -> bool:
@@ -163,7 +166,9 @@ class Ledger:
         counted = joined(piece for holes in wanted if not holes.small for piece in holes.ranges)
         pieces = [(first, last, last) for holes in wanted if holes.small for first, last in holes.ranges]
         pieces += _pieces(counted, limit)
-        return Plan(self.high, self.high + limit, limit, tuple(pieces), tuple((holes, holes.horizon) for holes in wanted))
+        return Plan(
+            self.high, self.high + limit, limit, tuple(pieces), tuple((holes, holes.horizon) for holes in wanted)
+        )
 
     def take(self, plan: Plan, found: Found[R]) -> list[R] | None:
         """The rows to deliver, oldest first; None: a hole that was left out may have filled, read ``everything`` now."""
@@ -172,7 +177,7 @@ class Ledger:
             return None
         rows, bound = _within(plan, found)
         seqs = [row.seq for row in rows]
-        seen = ranges_of((*seqs, *(seq for seq in found.others if seq < bound)))
+        seen = ranges_of((*seqs, *(seq for seq in found.others if seq < bound)) if found.others else seqs)
         self._revise(plan, seen, bound, found.snapshot)
         self._advance(plan, seen, bound, found)
         self.in_hand.update(seqs)
@@ -237,7 +242,8 @@ class Ledger:
     def begin_commit(self) -> Commit:
         """The position to commit now. At most one commit at a time; :meth:`committed` or :meth:`failed` follows."""
         settled, self._settled = self._settled, []
-        filled = ranges_of(seq for seq in settled if seq <= self._committed.high)
+        high = self._committed.high
+        filled = ranges_of([seq for seq in settled if seq <= high])
         commit = Commit(self.position, filled, settled, tuple(holes for holes in self._all() if holes.horizon is None))
         self._holes.append(self._fresh)
         self._fresh = _Holes()
@@ -299,8 +305,7 @@ def _within(plan: Plan, found: Found[R]) -> tuple[list[R], int]:
 _END = 2**63
 
 
-def _seq(row: Numbered) -> int:
-    return row.seq
+_seq = attrgetter("seq")
 
 
 def _merged(holes: list[_Holes]) -> list[_Holes]:
@@ -315,7 +320,9 @@ def _merged(holes: list[_Holes]) -> list[_Holes]:
         else:
             by_watch.setdefault(one.watch, []).append(one)
     for watch, same in by_watch.items():
-        result.append(same[0] if len(same) == 1 else _Holes(joined(piece for one in same for piece in one.ranges), watch))
+        result.append(
+            same[0] if len(same) == 1 else _Holes(joined(piece for one in same for piece in one.ranges), watch)
+        )
     return result
 
 

@@ -42,7 +42,9 @@ class Outcomes:
         else:
             status = RETRYING
             self._retrying.setdefault(seq, set()).add(failure.subscription)
-        self._pending[key] = Trouble(seq, failure.subscription, status, failure.attempts, again_at, failure.error, failure.traceback)
+        self._pending[key] = Trouble(
+            seq, failure.subscription, status, failure.attempts, again_at, failure.error, failure.traceback
+        )
 
     def acknowledged(self, seq: int) -> None:
         """Every subscription is through with the event."""

@@ -6,7 +6,6 @@ import datetime as dt
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +15,7 @@ from ..event import Event, Status, now
 from ..filter import matches
 from ..position import Position
 from ..schema import Tables
-from .reading import row_columns, row_from
+from .reading import by_columns, events_of, select_rows
 from .rows import Row
 from .troubles import FAILED
 
@@ -25,28 +24,9 @@ IN_SLACKS = (dt.timedelta(seconds=2), dt.timedelta(minutes=10))
 """How far the clock that made an id and the database's may be apart, before the whole log is searched."""
 
 
-def select_rows(connection: Connection, tables: Tables, where: Sequence[Any], limit: int, newest_first: bool = False) -> list[Row]:
-    """Rows of the log by seq; ``where`` are conditions on :func:`events_of`."""
-    e, dialect = events_of(tables), connection.dialect.name
-    query = sa.select(sa.text(row_columns(dialect).replace(":", "\\:"))).select_from(e).where(*where)
-    query = query.order_by(e.c.seq.desc() if newest_first else e.c.seq).limit(limit)
-    return [row_from(dialect, tuple(row)) for row in connection.execute(query)]
-
-
-@lru_cache(maxsize=16)
-def events_of(tables: Tables) -> sa.FromClause:
-    """The events table under the alias that :func:`select_rows` uses."""
-    return tables.events.alias("e")
-
-
 def rows_by_seq(connection: Connection, tables: Tables, seqs: Iterable[int]) -> dict[int, Row]:
     """Rows by their seqs; those that do not exist any more are left out."""
-    wanted = sorted(set(seqs))
-    found: dict[int, Row] = {}
-    for start in range(0, len(wanted), PAGE):
-        part = wanted[start : start + PAGE]
-        found |= {row.seq: row for row in select_rows(connection, tables, [events_of(tables).c.seq.in_(part)], PAGE)}
-    return found
+    return {row.seq: row for row in by_columns(connection, tables, sorted(set(seqs)))}
 
 
 # One event ----------------------------------------------------------------------------------------------------------
@@ -85,7 +65,10 @@ def _seq_at(connection: Connection, tables: Tables, moment: dt.datetime) -> int:
     while low <= high:
         middle = (low + high) // 2
         seq, earlier = connection.execute(
-            sa.select(e.c.seq, e.c.created_at < as_stored(connection, moment)).where(e.c.seq >= middle).order_by(e.c.seq).limit(1)
+            sa.select(e.c.seq, e.c.created_at < as_stored(connection, moment))
+            .where(e.c.seq >= middle)
+            .order_by(e.c.seq)
+            .limit(1)
         ).one()
         if earlier:
             low = int(seq) + 1
@@ -114,7 +97,11 @@ def list_events(connection: Connection, tables: Tables, wanted: Any, group: str)
         beyond = [] if after is None else [e.c.seq < after if wanted.newest_first else e.c.seq > after]
         rows = select_rows(connection, tables, [*where, *beyond], PAGE, wanted.newest_first)
         fitting = [row for row in rows if matches(wanted.pattern, row.type)]
-        found += [one for one in _seen(connection, tables, fitting, group) if wanted.status is None or one.status == wanted.status]
+        found += [
+            one
+            for one in _seen(connection, tables, fitting, group)
+            if wanted.status is None or one.status == wanted.status
+        ]
         if len(rows) < PAGE:
             break
         after = rows[-1].seq
@@ -140,7 +127,9 @@ def _seen(connection: Connection, tables: Tables, rows: Sequence[Row], group: st
     if not rows:
         return []
     names = ("seq", "status", "processed_at", "completed_at", "error", "retry_count")
-    view = sa.table(tables.names.status, *(sa.column(name) for name in names), sa.column("group"), schema=tables.names.schema)
+    view = sa.table(
+        tables.names.status, *(sa.column(name) for name in names), sa.column("group"), schema=tables.names.schema
+    )
     states: dict[int, Any] = {}
     for start in range(0, len(rows), PAGE):
         seqs = [row.seq for row in rows[start : start + PAGE]]
@@ -191,7 +180,11 @@ class GroupStats:
 def stats(connection: Connection, tables: Tables) -> list[GroupStats]:
     """Every partition of every group."""
     top, d = newest(connection, tables), tables.deliveries
-    dead = dict(connection.execute(sa.select(d.c.group, sa.func.count()).where(d.c.status == FAILED).group_by(d.c.group)).tuples().all())
+    dead: dict[str, int] = dict(
+        connection.execute(sa.select(d.c.group, sa.func.count()).where(d.c.status == FAILED).group_by(d.c.group))
+        .tuples()
+        .all()
+    )
     return [_stats(connection, tables, part, top, dead.get(part.group, 0)) for part in groups(connection, tables)]
 
 
@@ -239,6 +232,15 @@ def groups(connection: Connection, tables: Tables, group: str | None = None) -> 
     if group is not None:
         query = query.where(t.c.group == group)
     return [
-        Group(r.group, r.partition, r.partitions, Position.parse(r.high, r.gaps), r.owner, in_utc(r.lease_expires), r.epoch, in_utc(r.updated_at))
+        Group(
+            r.group,
+            r.partition,
+            r.partitions,
+            Position.parse(r.high, r.gaps),
+            r.owner,
+            in_utc(r.lease_expires),
+            r.epoch,
+            in_utc(r.updated_at),
+        )
         for r in connection.execute(query)
     ]

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from ..bridge import Database, Doorbell, Ear, Held
 from ..errors import LeaseLost, ProviderUnavailable
 from ..event import now
-from ..position import Position
+from ..position import Position, ranges_of
 from ..provider import Failure
 from ..retry import FOREVER
 from ..schema import Tables
@@ -69,7 +69,9 @@ class Reader:
         self._known = known
         self._ledger = Ledger(lease.position)
         self._outcomes = Outcomes(known)
-        self._reading = Reading(tables.names, database.dialect, database.driver, Share(settings.partition, settings.partitions))
+        self._reading = Reading(
+            tables, database.dialect, database.driver, Share(settings.partition, settings.partitions)
+        )
         self._ear = Ear(bell)
         self._pace = Pace(settings.poll_interval)
         self._valid_until = asked + settings.lease
@@ -169,7 +171,9 @@ class Reader:
         async with self._committing:
             positions = self._ledger.possibly_committed
             if not await self._held.run(leases.still_holds, self._tables, self.lease, positions, self._last):
-                raise LeaseLost(f"the log changed while the connection of group {self.lease.group!r} was lost; reading begins anew")
+                raise LeaseLost(
+                    f"the log changed while the connection of group {self.lease.group!r} was lost; reading begins anew"
+                )
         self._failures = failures
 
     # Settling ----------------------------------------------------------------------------------------------------
@@ -214,6 +218,11 @@ class Reader:
     def position(self) -> Position:
         """What is done now, whether it is committed or not."""
         return self._ledger.position
+
+    def position_after(self, seqs: Sequence[int]) -> str:
+        """The position once these are settled, as JSON: ``{"high":…,"gaps":[[…]]}``."""
+        position = self._ledger.position.settle(ranges_of(seqs))
+        return f'{{"high":{position.high},"gaps":{position.gaps_text}}}'
 
     # Committing --------------------------------------------------------------------------------------------------
 
@@ -317,7 +326,9 @@ async def leased(
             signals.emit(Leased(lease.group, lease.partition, lease.epoch, held=False))
 
 
-async def _acquired(database: Database, tables: Tables, settings: ReaderSettings, signals: Signals) -> tuple[Lease, float]:
+async def _acquired(
+    database: Database, tables: Tables, settings: ReaderSettings, signals: Signals
+) -> tuple[Lease, float]:
     """The lease, and when it was asked for (monotonic)."""
     failures = 0
     while True:

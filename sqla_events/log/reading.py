@@ -20,12 +20,12 @@ from functools import cached_property, lru_cache
 from typing import Any
 from zlib import crc32
 
-from sqlalchemy import text
+from sqlalchemy import FromClause, Text, cast, literal_column, select, text
 from sqlalchemy.engine import Connection
 
-from ..schema import Names
+from ..schema import Tables
 from .ledger import Found, Plan, Snapshot
-from .rows import Row
+from .rows import ABSENT, SEPARATOR, Row, Same, same, same_of
 
 Tuples = Sequence[Sequence[Any]]
 
@@ -44,8 +44,9 @@ class Reading:
     :param driver: SQLAlchemy's name of the driver: ``psycopg``, ``asyncpg``, ``pysqlite``, ``aiosqlite``.
     """
 
-    def __init__(self, names: Names, dialect: str, driver: str, share: Share = Share()) -> None:
-        self._names = names
+    def __init__(self, tables: Tables, dialect: str, driver: str, share: Share = Share()) -> None:
+        self._tables = tables
+        self._known = _Known()
         self._share = share
         self._postgres = dialect == "postgresql"
         self._fetch = _FETCH.get(driver, _fetch_text)
@@ -53,8 +54,8 @@ class Reading:
     def __call__(self, connection: Connection, plan: Plan) -> Found[Row]:
         """Read what the plan wants."""
         if self._postgres:
-            return self._found(self._fetch(connection, *self._statement(plan)))
-        return self._found_on_sqlite(_fetch_dbapi(connection, *self._sqlite(plan)))
+            return self._found(connection, self._fetch(connection, *self._statement(plan)))
+        return self._found_on_sqlite(connection, _fetch_dbapi(connection, *self._sqlite(plan)))
 
     def by_seq(self, connection: Connection, seqs: Sequence[int]) -> dict[int, Row]:
         """Single rows of our share; those that are there no more are left out."""
@@ -71,7 +72,7 @@ class Reading:
 
     @cached_property
     def _events(self) -> str:
-        return self._names.qualified(self._names.events)
+        return self._tables.names.qualified(self._tables.names.events)
 
     @cached_property
     def _simple(self) -> str:
@@ -82,7 +83,8 @@ class Reading:
         events = self._events
         inside = f"""FROM unnest($3::bigint[], $4::bigint[]) AS piece(first, cut) CROSS JOIN LATERAL
             (SELECT * FROM {events} AS e WHERE e.seq >= piece.first AND e.seq <= piece.cut OFFSET 0) AS e"""
-        beyond = f"""UNION ALL SELECT f.seq, '', {_NULLS} FROM unnest($4::bigint[], $5::bigint[]) AS piece(cut, last) CROSS JOIN LATERAL
+        beyond = f"""UNION ALL SELECT f.seq, '', NULL, {_NULLS}
+            FROM unnest($4::bigint[], $5::bigint[]) AS piece(cut, last) CROSS JOIN LATERAL
             (SELECT min(e.seq) AS seq FROM {events} AS e WHERE e.seq > piece.cut AND e.seq <= piece.last) AS f
             WHERE piece.cut < piece.last AND f.seq IS NOT NULL"""
         return f"{self._branches(inside)} UNION ALL {self._simple} {beyond}"
@@ -95,28 +97,37 @@ class Reading:
         if self._share.of == 1:
             return f"SELECT {_COLUMNS} {tail}"
         own = f"{_partition(self._share.of)} = {self._share.number}"
-        return f"SELECT {_COLUMNS} {tail} {joiner} {own} UNION ALL SELECT e.seq, NULL, '', {_NULLS_BUT_TYPE} {tail} {joiner} NOT {own}"
+        return f"SELECT {_COLUMNS} {tail} {joiner} {own} UNION ALL SELECT e.seq, NULL, '', {_NULLS} {tail} {joiner} NOT {own}"
 
     @cached_property
     def _header(self) -> str:
         return f"""
         UNION ALL SELECT (SELECT min(e.seq) FROM {self._events} AS e WHERE e.seq > (SELECT $2::bigint)),
-            NULL, pg_current_snapshot()::text, {_NULLS_BUT_TYPE}"""
+            NULL, pg_current_snapshot()::text, {_NULLS}"""
 
-    def _found(self, tuples: Tuples) -> Found[Row]:
+    def _found(self, connection: Connection, tuples: Tuples) -> Found[Row]:
         rows: list[Row] = []
         others: list[int] = []
         beyond: list[int] = []
-        for one in tuples:
-            if one[1]:
-                rows.append(Row(*one))
-            elif one[1] is not None:
-                beyond.append(one[0])
-            elif one[2]:
-                header = one
+        odd: list[int] = []
+        known = self._known
+        snapshot, above = "0:0:", None
+        for seq, identity, text_, key, user_id, session_id, metadata, created, payload in tuples:
+            if identity:
+                about = known[text_]
+                if about is not None:
+                    rows.append(Row(seq, identity, about, key, user_id, session_id, metadata, created, payload))
+                else:
+                    odd.append(seq)
+            elif identity is not None:
+                beyond.append(seq)
+            elif text_:
+                snapshot, above = text_, seq
             else:
-                others.append(one[0])
-        return Found(rows, others, Snapshot.parse(header[2]), header[0], beyond)
+                others.append(seq)
+        if odd:
+            rows += by_columns(connection, self._tables, odd)
+        return Found(rows, others, Snapshot.parse(snapshot), above, beyond)
 
     # SQLite ------------------------------------------------------------------------------------------------------
 
@@ -126,7 +137,7 @@ class Reading:
 
     @cached_property
     def _sqlite_text(self) -> str:
-        events, nulls = self._events, ", ".join(["NULL"] * 14)
+        events, nulls = self._events, ", ".join(["NULL"] * 7)
         first, cut, last = (f"json_extract(piece.value, '$[{n}]')" for n in range(3))
         return f"""
         SELECT {_SQLITE_COLUMNS} FROM json_each(?) AS piece CROSS JOIN {events} AS e ON e.seq >= {first} AND e.seq <= {cut}
@@ -135,32 +146,110 @@ class Reading:
         UNION ALL SELECT (SELECT min(e.seq) FROM {events} AS e WHERE e.seq > {cut} AND e.seq <= {last}), '', {nulls}
             FROM json_each(?) AS piece WHERE {cut} < {last}"""
 
-    def _found_on_sqlite(self, tuples: Tuples) -> Found[Row]:
+    def _found_on_sqlite(self, connection: Connection, tuples: Tuples) -> Found[Row]:
         rows: list[Row] = []
-        others: list[int] = []
         beyond: list[int] = []
         above = None
         for one in tuples:
             if one[1]:
-                row = _from_sqlite(one)
-                if self._share.of == 1 or crc32(row.lane.encode()) % self._share.of == self._share.number:
-                    rows.append(row)
-                else:
-                    others.append(row.seq)
+                rows.append(self._sqlite_row(connection, one))
             elif one[1] is None:
                 above = one[0]
             elif one[0] is not None:
                 beyond.append(one[0])
-        return Found(rows, others, None, above, beyond)
+        share = self._share
+        mine = [row for row in rows if share.of == 1 or crc32(row.lane.encode()) % share.of == share.number]
+        others = [] if len(mine) == len(rows) else sorted({row.seq for row in rows} - {row.seq for row in mine})
+        return Found(mine, others, None, above, beyond)
+
+    def _sqlite_row(self, connection: Connection, one: Sequence[Any]) -> Row:
+        about = self._known[one[2]]
+        return (
+            Row(one[0], _dashed(one[1]), about, *one[3:])
+            if about is not None
+            else by_columns(connection, self._tables, [one[0]])[0]
+        )
+
+
+class _Known(dict[str, Same | None]):
+    """Texts that were taken apart; forgotten all together when there are very many."""
+
+    def __missing__(self, text: str) -> Same | None:
+        if len(self) >= 10_000:
+            self.clear()
+        self[text] = found = same_of(text)
+        return found
+
+
+def by_columns(connection: Connection, tables: Tables, seqs: Sequence[int]) -> list[Row]:
+    """Rows by their numbers, column by column: the slow way, which no value can confuse."""
+    rows = []
+    for start in range(0, len(seqs), 500):
+        rows += select_rows(connection, tables, [events_of(tables).c.seq.in_(seqs[start : start + 500])], 500)
+    return rows
+
+
+def select_rows(
+    connection: Connection, tables: Tables, where: Sequence[Any], limit: int, newest_first: bool = False
+) -> list[Row]:
+    """Rows of the log by seq; ``where`` are conditions on :func:`events_of`."""
+    e = events_of(tables)
+    postgres = connection.dialect.name == "postgresql"
+    created = "timestamptz_send(e.created_at)" if postgres else "e.created_at"
+    columns = (
+        e.c.seq,
+        cast(e.c.id, Text),
+        *(e.c[name] for name in (*_SAME, *_OWN)),
+        literal_column(created),
+        e.c.payload,
+    )
+    query = (
+        select(*columns).select_from(e).where(*where).order_by(e.c.seq.desc() if newest_first else e.c.seq).limit(limit)
+    )
+    return [_row(*one) for one in connection.execute(query)]
+
+
+def _row(seq: int, identity: str, *rest: Any) -> Row:
+    return Row(seq, _dashed(identity), same(*rest[:8]), *rest[8:])
+
+
+@lru_cache(maxsize=16)
+def events_of(tables: Tables) -> FromClause:
+    """The events table under the alias that :func:`select_rows` uses."""
+    return tables.events.alias("e")
+
+
+def _dashed(identity: str) -> str:
+    return (
+        identity
+        if len(identity) == 36
+        else f"{identity[:8]}-{identity[8:12]}-{identity[12:16]}-{identity[16:20]}-{identity[20:]}"
+    )
 
 
 _END = 2**62
-_COLUMNS = """e.seq, e.id::text, e.type, e.source, e.schema, e.entity, e.operation, e.key, e.payload::text, e.types::text,
-    e.metadata::text, e.user_id, e.session_id, e.instance_id, e.schema_version,
-    to_char(e.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-_NULLS_BUT_TYPE = "NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL::int, NULL"
-_NULLS = f"NULL, {_NULLS_BUT_TYPE}"
-_SQLITE_COLUMNS = ", ".join(f'e."{name}"' for name in Row.__struct_fields__)
+
+_SAME = ("type", "source", "schema", "entity", "operation", "instance_id", "schema_version", "types")
+_OWN = ("key", "user_id", "session_id", "metadata")
+
+
+def _postgres_columns() -> str:
+    absent = f"chr({ord(ABSENT)})"
+    nullable = {"schema", "entity", "operation", "instance_id"}
+    members = [f"coalesce(e.{name}, {absent})" if name in nullable else f"e.{name}" for name in _SAME[:-1]]
+    common = f"concat_ws(chr({ord(SEPARATOR)}), {', '.join(members)}, coalesce(e.types::text, {absent}))"
+    return f"e.seq, e.id::text, {common}, e.key, e.user_id, e.session_id, e.metadata::text, timestamptz_send(e.created_at), e.payload::text"
+
+
+def _sqlite_columns() -> str:
+    common = f" || char({ord(SEPARATOR)}) || ".join(f'coalesce(e."{name}", char({ord(ABSENT)}))' for name in _SAME)
+    return ", ".join(["e.seq", "e.id", common, *(f'e."{name}"' for name in _OWN), "e.created_at", "e.payload"])
+
+
+_COLUMNS = _postgres_columns()
+_SQLITE_COLUMNS = _sqlite_columns()
+_NULLS = ", ".join(["NULL"] * 6)
+"""For the columns from ``key`` on."""
 
 
 def lane_sql(alias: str) -> str:
@@ -169,33 +258,8 @@ def lane_sql(alias: str) -> str:
         ELSE coalesce({alias}.schema, '') || '.' || coalesce({alias}.entity, '') || ':' || {alias}.key END"""
 
 
-def row_columns(dialect: str) -> str:
-    """The select list of a :class:`Row`, for the alias ``e`` of the events table."""
-    return _COLUMNS if dialect == "postgresql" else _SQLITE_COLUMNS
-
-
-def row_from(dialect: str, one: Sequence[Any]) -> Row:
-    """The row that this select list gives."""
-    return Row(*one) if dialect == "postgresql" else _from_sqlite(one)
-
-
 def _partition(of: int) -> str:
     return f"(((hashtextextended({lane_sql('e')}, 0) % {of}) + {of}) % {of})"
-
-
-def _from_sqlite(one: Sequence[Any]) -> Row:
-    row = Row(*one)
-    hexadecimal = row.id
-    if len(hexadecimal) == 32:
-        row.id = f"{hexadecimal[:8]}-{hexadecimal[8:12]}-{hexadecimal[12:16]}-{hexadecimal[16:20]}-{hexadecimal[20:]}"
-    row.created_at = rfc3339(row.created_at)
-    return row
-
-
-def rfc3339(text: str) -> str:
-    """A time as SQLite has it (with a blank or T, with or without zone, UTC) in the one form that we give out."""
-    text = text.replace(" ", "T", 1).removesuffix("+00:00").removesuffix("Z")
-    return f"{text}Z"
 
 
 # Drivers ------------------------------------------------------------------------------------------------------------
@@ -222,14 +286,17 @@ def _fetch_asyncpg(connection: Connection, sql: str, parameters: tuple[Any, ...]
 def _fetch_text(connection: Connection, sql: str, parameters: tuple[Any, ...]) -> Tuples:
     """Any other driver of PostgreSQL, by way of SQLAlchemy."""
     named = {f"p{number}": value for number, value in enumerate(parameters, 1)}
-    return [tuple(row) for row in connection.execute(text(_named(sql, ":p{}").replace("::", "\\:\\:").replace("%%", "%")), named)]
+    return [
+        tuple(row)
+        for row in connection.execute(text(_named(sql, ":p{}").replace("::", "\\:\\:").replace("%%", "%")), named)
+    ]
 
 
 def _fetch_dbapi(connection: Connection, sql: str, parameters: tuple[Any, ...]) -> Tuples:
     cursor = connection.connection.cursor()
     try:
         cursor.execute(sql, parameters)
-        return cursor.fetchall()  # type: ignore[return-value]
+        return cursor.fetchall()
     finally:
         cursor.close()
 

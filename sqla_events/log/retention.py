@@ -27,7 +27,12 @@ def retain(connection: Connection, tables: Tables, seconds: float, batch: int = 
         return 0
     e, before = tables.events, now() - dt.timedelta(seconds=seconds)
     needed = sa.exists().where(tables.deliveries.c.seq == e.c.seq)
-    oldest = sa.select(e.c.seq).where(e.c.seq <= bound, e.c.created_at < as_stored(connection, before), ~needed).order_by(e.c.seq).limit(batch)
+    oldest = (
+        sa.select(e.c.seq)
+        .where(e.c.seq <= bound, e.c.created_at < as_stored(connection, before), ~needed)
+        .order_by(e.c.seq)
+        .limit(batch)
+    )
     deleted = connection.execute(sa.delete(e).where(e.c.seq.in_(oldest.scalar_subquery()))).rowcount
     if deleted < batch:
         connection.execute(sa.delete(tables.batches).where(tables.batches.c.completed_at < before))
@@ -36,5 +41,8 @@ def retain(connection: Connection, tables: Tables, seconds: float, batch: int = 
 
 def _bound(connection: Connection, tables: Tables) -> int | None:
     """The highest seq up to which every group is through; None while nobody reads the log at all."""
-    bounds = [part.position.gaps[0][0] - 1 if part.position.gaps else part.position.high for part in groups(connection, tables)]
+    bounds = [
+        part.position.gaps[0][0] - 1 if part.position.gaps else part.position.high
+        for part in groups(connection, tables)
+    ]
     return min(bounds) if bounds else None

@@ -49,7 +49,9 @@ def write_troubles(connection: Connection, tables: Tables, group: str, troubles:
 def _delete(connection: Connection, tables: Tables, group: str, troubles: Sequence[Trouble]) -> None:
     table = tables.deliveries
     statement = sa.delete(table).where(
-        table.c.group == group, table.c.seq == sa.bindparam("the_seq"), table.c.subscription == sa.bindparam("the_subscription")
+        table.c.group == group,
+        table.c.seq == sa.bindparam("the_seq"),
+        table.c.subscription == sa.bindparam("the_subscription"),
     )
     connection.execute(statement, [{"the_seq": one.seq, "the_subscription": one.subscription} for one in troubles])
 
@@ -89,7 +91,9 @@ def _storable(text: str | None) -> str | None:
     return text and text.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
 
 
-def troubles_within(connection: Connection, tables: Tables, group: str, gaps: Ranges) -> dict[int, dict[str, tuple[str, int]]]:
+def troubles_within(
+    connection: Connection, tables: Tables, group: str, gaps: Ranges
+) -> dict[int, dict[str, tuple[str, int]]]:
     """What is known about events that will be read again: seq -> subscription -> (status, attempts)."""
     if not gaps:
         return {}
@@ -106,7 +110,9 @@ def troubles_within(connection: Connection, tables: Tables, group: str, gaps: Ra
     return found
 
 
-def redriven(connection: Connection, tables: Tables, group: str, besides: Collection[tuple[int, str]], limit: int) -> list[tuple[int, str, int]]:
+def redriven(
+    connection: Connection, tables: Tables, group: str, besides: Collection[tuple[int, str]], limit: int
+) -> list[tuple[int, str, int]]:
     """Dead letters to deliver again (seq, subscription, attempts), oldest first, without those in hand already."""
     table = tables.deliveries
     rows = connection.execute(
@@ -115,7 +121,9 @@ def redriven(connection: Connection, tables: Tables, group: str, besides: Collec
         .order_by(table.c.seq)
         .limit(limit + len(besides))
     )
-    return [(seq, subscription, attempts) for seq, subscription, attempts in rows if (seq, subscription) not in besides][:limit]
+    return [
+        (seq, subscription, attempts) for seq, subscription, attempts in rows if (seq, subscription) not in besides
+    ][:limit]
 
 
 def attempts_of(known: Mapping[str, tuple[str, int]]) -> dict[str, int]:

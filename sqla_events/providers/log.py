@@ -25,7 +25,9 @@ from ..signals import logger
 class LogProvider:
     """Delivers from the events table of the application's own database."""
 
-    features = Features(durable=True, shared_groups=True, cross_process=True, log_is_transport=True, retry_survives_restart=True)
+    features = Features(
+        durable=True, shared_groups=True, cross_process=True, log_is_transport=True, retry_survives_restart=True
+    )
 
     def __init__(self, config: Any, context: ProviderContext) -> None:
         self._config = config
@@ -46,7 +48,10 @@ class LogProvider:
     async def consume(self, interest: Interest) -> AsyncGenerator[Sequence[LogDelivery], None]:
         """Deliver what the group's position lacks; several partitions are several leases, each read as it is won."""
         of = self._config.partitions
-        streams = [self._partition(reader_settings(self._config, interest.group, interest.consumer, n, of, interest.prefetch)) for n in range(of)]
+        streams = [
+            self._partition(reader_settings(self._config, interest.group, interest.consumer, n, of, interest.prefetch))
+            for n in range(of)
+        ]
         async for batch in merged(streams):
             yield batch
 
@@ -54,7 +59,9 @@ class LogProvider:
         """One lease after the other: whoever lost it waits for it again."""
         while True:
             try:
-                async with leased(self._database, self._context.tables, settings, self._bell, self._context.signals) as reader:
+                async with leased(
+                    self._database, self._context.tables, settings, self._bell, self._context.signals
+                ) as reader:
                     async for batch in reader.batches():
                         yield batch
             except LeaseLost as error:

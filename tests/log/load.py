@@ -39,12 +39,16 @@ class Truth:
 class Writers:
     """Threads with contended rows, savepoints, rollbacks, bulk inserts, transactions held open, events as first write."""
 
-    def __init__(self, connect: Callable[[], psycopg.Connection], count: int, longest: float = 1.0, seed: int = 0) -> None:
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection], count: int, longest: float = 1.0, seed: int = 0
+    ) -> None:
         self.truth = Truth()
         self._connect = connect
         self._longest = longest
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._work, args=(seed * 1000 + n,), daemon=True) for n in range(count)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(seed * 1000 + n,), daemon=True) for n in range(count)
+        ]
         self._errors: list[BaseException] = []
 
     def __enter__(self) -> Writers:
@@ -93,7 +97,9 @@ class Writers:
         finally:
             self.truth.note(written, committed)
 
-    def _write(self, link: psycopg.Connection, chance: random.Random, written: dict[str, tuple[str, int] | None]) -> None:
+    def _write(
+        self, link: psycopg.Connection, chance: random.Random, written: dict[str, tuple[str, int] | None]
+    ) -> None:
         if chance.random() < 0.3:
             publish(link, None, 0, written)
         for key in sorted(chance.sample(range(KEYS), chance.choice([1, 1, 2, 4]))):
@@ -110,7 +116,9 @@ class Writers:
         assert row is not None
         publish(link, key, row[0], written)
 
-    def _savepoint(self, link: psycopg.Connection, chance: random.Random, key: int, written: dict[str, tuple[str, int] | None]) -> None:
+    def _savepoint(
+        self, link: psycopg.Connection, chance: random.Random, key: int, written: dict[str, tuple[str, int] | None]
+    ) -> None:
         inner: dict[str, tuple[str, int] | None] = {}
         link.execute("SAVEPOINT inside")
         self._update(link, key, inner)
@@ -122,7 +130,9 @@ class Writers:
             written.update(inner)
 
 
-def publish(link: psycopg.Connection, key: int | None, version: int, written: dict[str, tuple[str, int] | None]) -> None:
+def publish(
+    link: psycopg.Connection, key: int | None, version: int, written: dict[str, tuple[str, int] | None]
+) -> None:
     """One event, as capture writes it; without a key, as somebody publishes it by hand."""
     event = str(uuid.uuid4())
     link.execute(INSERT, (event, None if key is None else str(key), json.dumps({"version": version})))

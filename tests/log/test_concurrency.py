@@ -24,7 +24,7 @@ from sqla_events.signals import Signals
 from tests.log.load import Tally, Writers
 from tests.servers.postgres import PostgresDatabase
 
-SECONDS = float(os.environ.get("SQLA_EVENTS_LOAD_SECONDS", "3"))
+SECONDS = float(os.environ.get("SECONDS_OF_LOAD", "3"))
 TABLES = Tables()
 
 
@@ -56,7 +56,9 @@ class Reading:
     async def life(self, seconds: float, crash: bool) -> None:
         """One reader, for so many seconds at most."""
         self._lives += 1
-        settings = ReaderSettings("load", f"reader-{self._lives}", lease=0.5, batch_size=200, prefetch=400, poll_interval=0.05)
+        settings = ReaderSettings(
+            "load", f"reader-{self._lives}", lease=0.5, batch_size=200, prefetch=400, poll_interval=0.05
+        )
         async with leased(self._database, TABLES, settings, Doorbell(), Signals()) as reading:
             try:
                 async with asyncio.timeout(seconds):
@@ -87,7 +89,9 @@ async def _nothing() -> None:
     pass
 
 
-async def run_load(engine: Engine | AsyncEngine, writers: Writers, crashes: bool = True, seconds: float = SECONDS) -> Tally:
+async def run_load(
+    engine: Engine | AsyncEngine, writers: Writers, crashes: bool = True, seconds: float = SECONDS
+) -> Tally:
     database = Database(engine)
     try:
         reading = Reading(database, writers, crashes)
@@ -103,7 +107,9 @@ async def run_load(engine: Engine | AsyncEngine, writers: Writers, crashes: bool
 
 @pytest.mark.timeout(SECONDS + 120)
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg_async", "asyncpg"])
-async def test_nothing_is_lost_doubled_or_swapped(postgres: PostgresDatabase, driver: str, record_property: Callable[[str, object], None]) -> None:
+async def test_nothing_is_lost_doubled_or_swapped(
+    postgres: PostgresDatabase, driver: str, record_property: Callable[[str, object], None]
+) -> None:
     """Contended rows, savepoints, rollbacks, open transactions, bulk inserts, events as first write, readers that crash."""
     with Writers(postgres.connect, count=8) as writers:
         tally = await run_load(engine_of(postgres, driver), writers)
@@ -145,7 +151,10 @@ async def test_every_gap_fills_or_is_proven_dead(postgres: PostgresDatabase) -> 
     with Writers(postgres.connect, count=4, longest=0.2) as writers:
         await run_load(create_engine(postgres.url()), writers, crashes=False, seconds=1.0)
     database = Database(engine := create_engine(postgres.url()))
-    async with leased(database, TABLES, ReaderSettings("load", "last"), Doorbell(), Signals()) as reading, asyncio.timeout(20):
+    async with (
+        leased(database, TABLES, ReaderSettings("load", "last"), Doorbell(), Signals()) as reading,
+        asyncio.timeout(20),
+    ):
         stream = reading.batches()
         coming = asyncio.ensure_future(anext(stream))
         while reading.position.gaps:

@@ -90,7 +90,17 @@ class Run:
 
     def step(self) -> None:
         self.chance.choices(
-            [self.write, self.finish, self.make_plan, self.read, self.take, self.begin_commit, self.end_commit, self.settle, self.crash],
+            [
+                self.write,
+                self.finish,
+                self.make_plan,
+                self.read,
+                self.take,
+                self.begin_commit,
+                self.end_commit,
+                self.settle,
+                self.crash,
+            ],
             [30, 12, 15, 15, 15, 6, 8, 8, 0.4],
         )[0]()
 

@@ -14,7 +14,9 @@ from sqla_events.position import Position, Ranges
 
 LIMIT = 60
 numbers = st.sets(st.integers(1, LIMIT))
-loose_ranges = st.lists(st.tuples(st.integers(1, LIMIT), st.integers(0, 9)).map(lambda pair: (pair[0], pair[0] + pair[1])))
+loose_ranges = st.lists(
+    st.tuples(st.integers(1, LIMIT), st.integers(0, 9)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+)
 
 
 def members(ranges: Ranges) -> set[int]:
@@ -27,7 +29,9 @@ def is_normal(ranges: Ranges) -> bool:
 
 
 def positions() -> st.SearchStrategy[Position]:
-    return st.builds(lambda high, gaps: Position(high, position.upto(position.ranges_of(gaps), high)), st.integers(0, LIMIT), numbers)
+    return st.builds(
+        lambda high, gaps: Position(high, position.upto(position.ranges_of(gaps), high)), st.integers(0, LIMIT), numbers
+    )
 
 
 def done(one: Position) -> set[int]:

@@ -13,7 +13,6 @@ from sqlalchemy.engine import Connection
 from ..errors import EventError
 from ..event import Event, encode_values
 from ..schema import Tables
-from .rows import Row
 
 
 def append(connection: Connection, tables: Tables, events: Sequence[Event]) -> list[int]:
@@ -39,7 +38,10 @@ def _statement(tables: Tables, postgres: bool) -> sa.Insert:
     return sa.insert(table).values(values).returning(table.c.seq, table.c.id)
 
 
-_NAMES = tuple(name for name in Row.__struct_fields__ if name != "seq")
+_NAMES = (
+    "id", "source", "type", "schema", "entity", "operation", "key", "payload", "types", "metadata",
+    "user_id", "session_id", "instance_id", "schema_version", "created_at",
+)  # fmt: skip
 
 
 def _values(event: Event, postgres: bool) -> dict[str, Any]:
@@ -70,4 +72,6 @@ def _check(values: dict[str, Any]) -> None:
     """PostgreSQL's text holds no NUL; JSON does (as an escape)."""
     for name, value in values.items():
         if isinstance(value, str) and "\x00" in value:
-            raise EventError(f"{name} is {value[:80]!r}; PostgreSQL cannot store a NUL character there (it can in the payload)")
+            raise EventError(
+                f"{name} is {value[:80]!r}; PostgreSQL cannot store a NUL character there (it can in the payload)"
+            )
