@@ -17,6 +17,7 @@ from functools import cached_property
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     DateTime,
     Double,
     FetchedValue,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    cast,
 )
 from sqlalchemy.types import UserDefinedType
 
@@ -105,6 +107,10 @@ class JsonText(UserDefinedType[str]):
 
     def get_col_spec(self, **_: object) -> str:
         return "JSON"
+
+    def column_expression(self, column: ColumnElement[str]) -> ColumnElement[str]:
+        """Selected as text: psycopg would decode JSON otherwise."""
+        return cast(column, Text)
 
 
 _Json = Text().with_variant(JsonText(), "postgresql")
