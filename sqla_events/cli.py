@@ -157,6 +157,7 @@ def relay(url: str, **options: Any) -> None:
         provider = broker.config.provider
         if provider in {"memory", "database"}:
             raise ConfigError(f"provider is {provider!r}, which reads the log itself: nothing to relay; give --provider redis://… or nats://…")
+        broker.stats()  # fails now, and in one line, where tables or provider are missing
         click.echo(f"relaying to {provider}; Ctrl-C stops", err=True)
         broker.run()
 

@@ -20,7 +20,6 @@ from sqla_events import install_crud_hooks
 from sqla_events.cli import main
 from tests.integration.shop import Base, Inbox, User, eventually
 
-
 POLICY = {"retry_policy": {"max_retries": 0}}
 
 
@@ -87,14 +86,14 @@ def test_migrate_into_a_schema(empty_postgres_url: str) -> None:
     ("arguments", "message"),
     [
         (("migrate", "mysql+nothing://x/y"), "mysql"),
-        (("migrate", "no url"), "no url"),
+        (("migrate", "no url"), "Could not parse"),
         (("migrate", "sqlite://", "--schema", "s"), "SQLite has no schemas"),
         (("migrate", "sqlite://", "--table-name", "a b"), "table_name is 'a b'"),
         (("migrate", "postgresql://nobody@127.0.0.1:1/none"), "Connection refused|connection failed"),
         (("status", "sqlite:////no/such/folder/x.db"), "unable to open database file"),
         (("tail", "sqlite:///x.db", "a..b"), "pattern is 'a..b'"),
         (("relay", "sqlite:///x.db", "--provider", "memory"), "nothing to relay"),
-        (("relay", "sqlite:///x.db", "--provider", "carrier-pigeon"), "carrier-pigeon"),
+        (("relay", "sqlite:///x.db", "--provider", "redis://127.0.0.1:1"), "sqla-events migrate"),
         (("relay", "sqlite:///x.db", "--config", "/no/such/file.yaml"), "cannot be read"),
         (("demo", "--url", "postgresql+asyncpg://x/y"), "synchronous"),
     ],
@@ -191,6 +190,11 @@ def test_all_dead_letters_only_when_asked_for(database_url: str) -> None:
 
 
 # relay --------------------------------------------------------------------------------------------------------------
+
+
+def test_relay_to_nobody(sqlite_url: str) -> None:
+    """A provider that is not installed: one line that names those that are."""
+    assert "carrier-pigeon" in failure("relay", sqlite_url, "--provider", "carrier-pigeon")
 
 
 def test_relay_ends_on_sigterm(engine: sa.Engine, database_url: str, redis_url: str) -> None:
