@@ -34,6 +34,9 @@ T = TypeVar("T")
 Work = Callable[..., Any]
 """A function of a Connection and further arguments."""
 
+LISTEN_SECONDS = 0.2
+"""After which a thread that listens looks whether it should end."""
+
 PATIENCE = 30.0
 """Seconds for which a locked SQLite database is tried again."""
 
@@ -76,6 +79,18 @@ class Database:
             yield held
         finally:
             await held.close()
+
+    async def listen(self, channel: str, heard: Callable[[], object]) -> None:
+        """LISTEN on a channel of PostgreSQL until cancelled; ``heard`` is called on any thread.
+
+        :raises ConfigError: if the driver cannot.
+        :raises ProviderUnavailable: when the connection is lost.
+        """
+        try:
+            await self._face.listen(channel, heard)
+        except Exception as error:
+            raise translated(error) from error
+        raise ProviderUnavailable("the connection that listens was closed")
 
     async def close(self) -> None:
         """Close every connection. May be called twice."""
@@ -130,6 +145,8 @@ class _Face(Protocol):
 
     async def shut(self, link: Any, broken: bool) -> None: ...
 
+    async def listen(self, channel: str, heard: Callable[[], object]) -> None: ...
+
     async def dispose(self) -> None: ...
 
 
@@ -158,6 +175,19 @@ class _Async:
 
     async def shut(self, link: AsyncConnection, broken: bool) -> None:
         await _uninterrupted(link.run_sync(_shut, broken))
+
+    async def listen(self, channel: str, heard: Callable[[], object]) -> None:
+        link = await self.open(autocommit=True)
+        try:
+            driver: Any = (await link.get_raw_connection()).driver_connection
+            if hasattr(driver, "add_listener"):
+                await _listen_asyncpg(driver, channel, heard)
+            else:
+                await link.exec_driver_sql(f'LISTEN "{channel}"')
+                async for _ in driver.notifies():
+                    heard()
+        finally:
+            await self.shut(link, broken=True)
 
     async def dispose(self) -> None:
         await self._engine.dispose()
@@ -193,8 +223,37 @@ class _Threaded:
     async def shut(self, link: Connection, broken: bool) -> None:
         await self._in_thread(_shut, link, broken)
 
+    async def listen(self, channel: str, heard: Callable[[], object]) -> None:
+        stop = threading.Event()
+        listening = asyncio.get_running_loop().run_in_executor(self._threads, self._listen, channel, heard, stop)
+        try:
+            await asyncio.shield(listening)
+        finally:
+            stop.set()
+            await asyncio.wait({listening}, timeout=5 * LISTEN_SECONDS)
+
+    def _listen(self, channel: str, heard: Callable[[], object], stop: threading.Event) -> None:
+        link = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            driver: Any = link.connection.driver_connection
+            if not hasattr(driver, "notifies") or not callable(driver.notifies):
+                raise ConfigError(f"the driver {self._engine.dialect.driver} cannot listen; use psycopg or asyncpg")
+            link.exec_driver_sql(f'LISTEN "{channel}"')
+            while not stop.is_set():
+                for _ in driver.notifies(timeout=LISTEN_SECONDS):
+                    heard()
+        finally:
+            _shut(link, broken=True)
+
     async def dispose(self) -> None:
         await self._in_thread(self._engine.dispose)
+
+
+async def _listen_asyncpg(driver: Any, channel: str, heard: Callable[[], object]) -> None:
+    ended = asyncio.Event()
+    driver.add_termination_listener(lambda *_: ended.set())
+    await driver.add_listener(channel, lambda *_: heard())
+    await ended.wait()
 
 
 def _transact(link: Connection, fn: Work, args: tuple[Any, ...]) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 from .bridge import Database, Doorbell
 from .errors import ProviderUnavailable, PublishRejected
@@ -26,7 +27,7 @@ SUBSCRIPTION = "relay"
 """The name under which the relay's dead letters stand."""
 
 
-class _Stopping(Exception):  # noqa: N818 - ends the wait for a transport that is down, no error
+class _Stopping(Exception):
     pass
 
 
@@ -59,8 +60,8 @@ class Relay:
 
         :raises LeaseLost: when another relay has the lease.
         """
-        work = asyncio.ensure_future(self._run())
-        stopping = asyncio.ensure_future(self._stopping.wait())
+        work: asyncio.Future[Any] = asyncio.ensure_future(self._run())
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done() and not self._reading:
@@ -76,7 +77,7 @@ class Relay:
     _reading = False
 
     async def _run(self) -> None:
-        async with leased(self._database, self._tables, self._settings, self._doorbell, self._signals) as reader:
+        async with leased(self._database, self._tables, self._settings, self._signals, self._doorbell) as reader:
             self._reading = True
             try:
                 await self._relay(reader)
@@ -94,9 +95,9 @@ class Relay:
             await _ended(coming, stream)
 
     async def _unless_stopped(self, coming: asyncio.Future[Sequence[LogDelivery]]) -> Sequence[LogDelivery] | None:
-        stopping = asyncio.ensure_future(self._stopping.wait())
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
         return None if self._stopping.is_set() else coming.result()
@@ -115,10 +116,14 @@ class Relay:
                 left = self._without_rejected(reader, left, error)
         self._settle(reader, deliveries)
         if self._signals:
-            self._signals.emit(Relayed(self._settings.group, self._settings.partition, len(left), time.perf_counter() - started))
+            self._signals.emit(
+                Relayed(self._settings.group, self._settings.partition, len(left), time.perf_counter() - started)
+            )
 
     async def _until_published(self, batch: Batch) -> None:
-        await until_available(lambda: self._provider.publish(batch), ProviderUnavailable, self._pause, self._unavailable)
+        await until_available(
+            lambda: self._provider.publish(batch), ProviderUnavailable, self._pause, self._unavailable
+        )
 
     def _batch(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> Batch:
         settings, position = self._settings, ""
@@ -135,7 +140,9 @@ class Relay:
         else:
             reader.settle([one.row.seq for one in deliveries])
 
-    def _without_rejected(self, reader: Reader, deliveries: list[LogDelivery], error: PublishRejected) -> list[LogDelivery]:
+    def _without_rejected(
+        self, reader: Reader, deliveries: list[LogDelivery], error: PublishRejected
+    ) -> list[LogDelivery]:
         rejected = [one for one in deliveries if one.row.id == error.event_id]
         if not rejected:  # a provider that names an event we did not give it: nothing would ever get past
             raise ProviderUnavailable(f"the provider rejected an event that was not in its batch: {error}") from error
@@ -159,7 +166,9 @@ class Relay:
         self._signals.emit(Unavailable(self._settings.group, str(error), delay))
 
 
-async def _ended(coming: asyncio.Future[Sequence[LogDelivery]], stream: AsyncGenerator[Sequence[LogDelivery], None]) -> None:
+async def _ended(
+    coming: asyncio.Future[Sequence[LogDelivery]], stream: AsyncGenerator[Sequence[LogDelivery], None]
+) -> None:
     coming.cancel()
     await asyncio.gather(coming, return_exceptions=True)
     await stream.aclose()

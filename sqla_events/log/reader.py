@@ -59,7 +59,7 @@ class Reader:
         lease: Lease,
         asked: float,
         known: dict[int, dict[str, tuple[str, int]]],
-        bell: Doorbell,
+        ear: Ear,
     ) -> None:
         self.lease = lease
         self._database = database
@@ -72,7 +72,7 @@ class Reader:
         self._reading = Reading(
             tables, database.dialect, database.driver, Share(settings.partition, settings.partitions)
         )
-        self._ear = Ear(bell)
+        self._ear = ear
         self._pace = Pace(settings.poll_interval)
         self._valid_until = asked + settings.lease
         self._ended: BaseException | None = None
@@ -308,14 +308,14 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 @asynccontextmanager
 async def leased(
-    database: Database, tables: Tables, settings: ReaderSettings, doorbell: Doorbell, signals: Signals
+    database: Database, tables: Tables, settings: ReaderSettings, signals: Signals, *bells: Doorbell
 ) -> AsyncIterator[Reader]:
     """A reader once the lease is ours; on leaving, what is settled is committed and the lease given back."""
     async with database.hold(autocommit=True) as held:
         lease, asked = await _acquired(database, tables, settings, signals)
         signals.emit(Leased(lease.group, lease.partition, lease.epoch, held=True))
         known = await held.run(troubles_within, tables, lease.group, lease.position.gaps)
-        reader = Reader(database, held, tables, settings, lease, asked, known, doorbell)
+        reader = Reader(database, held, tables, settings, lease, asked, known, Ear(*bells))
         keeper = asyncio.create_task(reader.keep(), name=f"sqla-events-lease-{settings.group}-{settings.partition}")
         try:
             yield reader

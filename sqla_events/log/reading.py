@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 from zlib import crc32
 
-from sqlalchemy import FromClause, Text, cast, literal_column, select, text
+from sqlalchemy import ColumnElement, FromClause, Text, cast, literal_column, select, text
 from sqlalchemy.engine import Connection
 
 from ..schema import Tables
@@ -195,18 +195,23 @@ def select_rows(
     """Rows of the log by seq; ``where`` are conditions on :func:`events_of`."""
     e = events_of(tables)
     postgres = connection.dialect.name == "postgresql"
-    created = "timestamptz_send(e.created_at)" if postgres else "e.created_at"
+    created: ColumnElement[Any] = literal_column("timestamptz_send(e.created_at)" if postgres else "e.created_at")
     columns = (
         e.c.seq,
         cast(e.c.id, Text),
-        *(e.c[name] for name in (*_SAME, *_OWN)),
-        literal_column(created),
-        e.c.payload,
+        *(_text_of(e, name) for name in (*_SAME, *_OWN)),
+        created,
+        _text_of(e, "payload"),
     )
     query = (
         select(*columns).select_from(e).where(*where).order_by(e.c.seq.desc() if newest_first else e.c.seq).limit(limit)
     )
     return [_row(*one) for one in connection.execute(query)]
+
+
+def _text_of(e: FromClause, name: str) -> ColumnElement[Any]:
+    """JSON as its text: drivers would decode it."""
+    return cast(e.c[name], Text) if name in ("payload", "types", "metadata") else e.c[name]
 
 
 def _row(seq: int, identity: str, *rest: Any) -> Row:

@@ -34,6 +34,8 @@ class LogProvider:
         self._context = context
         self._database: Database = context.database
         self._bell: Doorbell = context.doorbell
+        self._remote = Doorbell()
+        """Rung for commits of other processes; not the one above, whose ring is passed on to them."""
         self.dead_letters = LogDeadLetters(self._database, context.tables, self._bell.ring)
 
     async def open(self) -> None:
@@ -60,7 +62,7 @@ class LogProvider:
         while True:
             try:
                 async with leased(
-                    self._database, self._context.tables, settings, self._bell, self._context.signals
+                    self._database, self._context.tables, settings, self._context.signals, self._bell, self._remote
                 ) as reader:
                     async for batch in reader.batches():
                         yield batch

@@ -48,7 +48,7 @@ class BufferDelivery:
     def ack(self) -> None:
         self._group.settle(self)
 
-    def retry(self, failure: Failure, delay: float) -> None:  # noqa: ARG002 - the consumer waits, nothing else has to know
+    def retry(self, failure: Failure, delay: float) -> None:
         self.attempts[failure.subscription] = failure.attempts
 
     def bury(self, failure: Failure) -> None:
@@ -61,7 +61,7 @@ class BufferProvider:
 
     features = Features(durable=False, shared_groups=False, cross_process=False)
 
-    def __init__(self, config: Any, context: ProviderContext) -> None:  # noqa: ARG002 - the signature of every provider
+    def __init__(self, config: Any, context: ProviderContext) -> None:
         self._buffer: deque[tuple[int, Event]] = deque(maxlen=config.buffer_size)
         self._batch = config.batch_size
         self._count = 0
@@ -137,6 +137,9 @@ class _Group:
         self.in_hand.clear()
 
 
+Letters = list[DeadLetter]
+
+
 class BufferLetters:
     """Dead letters in memory, oldest first, the last ten thousand."""
 
@@ -174,12 +177,14 @@ class BufferLetters:
         """Forget them; returns how many."""
         return len(self._taken(ids, group, pattern))
 
-    def _meant(self, ids: Iterable[str] | None, group: str | None, pattern: str) -> list[DeadLetter]:
+    def _meant(self, ids: Iterable[str] | None, group: str | None, pattern: str) -> Letters:
         if ids is not None:
             return [self._letters[one] for one in ids if one in self._letters]
-        return [one for one in self._letters.values() if group in (None, one.group) and matches(pattern, one.event.type)]
+        return [
+            one for one in self._letters.values() if group in (None, one.group) and matches(pattern, one.event.type)
+        ]
 
-    def _taken(self, ids: Iterable[str] | None, group: str | None, pattern: str) -> list[DeadLetter]:
+    def _taken(self, ids: Iterable[str] | None, group: str | None, pattern: str) -> Letters:
         letters = self._meant(ids, group, pattern)
         for letter in letters:
             del self._letters[letter.id]

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from sqla_events.bridge import Database, Doorbell
+from sqla_events.bridge import Database
 from sqla_events.log import groups, reader
 from sqla_events.log.ledger import Found, Ledger, Plan
 from sqla_events.log.reader import Reader, leased
@@ -59,7 +59,7 @@ class Reading:
         settings = ReaderSettings(
             "load", f"reader-{self._lives}", lease=0.5, batch_size=200, prefetch=400, poll_interval=0.05
         )
-        async with leased(self._database, TABLES, settings, Doorbell(), Signals()) as reading:
+        async with leased(self._database, TABLES, settings, Signals()) as reading:
             try:
                 async with asyncio.timeout(seconds):
                     await self._read(reading)
@@ -152,7 +152,7 @@ async def test_every_gap_fills_or_is_proven_dead(postgres: PostgresDatabase) -> 
         await run_load(create_engine(postgres.url()), writers, crashes=False, seconds=1.0)
     database = Database(engine := create_engine(postgres.url()))
     async with (
-        leased(database, TABLES, ReaderSettings("load", "last"), Doorbell(), Signals()) as reading,
+        leased(database, TABLES, ReaderSettings("load", "last"), Signals()) as reading,
         asyncio.timeout(20),
     ):
         stream = reading.batches()
