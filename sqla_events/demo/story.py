@@ -115,6 +115,8 @@ def _refuse_if_taken(engine: Engine) -> None:
 def _strike(engine: Engine) -> None:
     if sa.inspect(engine).has_table(NAMES.version):
         alembic.downgrade(engine, NAMES)
+        with engine.begin() as connection:  # Alembic leaves its own table, empty
+            connection.execute(sa.text(f"DROP TABLE {NAMES.qualified(NAMES.version)}"))
     Base.metadata.drop_all(engine)
 
 
