@@ -21,8 +21,8 @@ ipnetwork
 range          {"lower", "upper", "bounds", "empty"}       sqlalchemy.dialects.postgresql.Range
 tuple, set,    list                                        tuple, set, frozenset
 frozenset
-enum:NAME      the member's name                           the member, where the class is known here,
-                                                           else the name
+enum:NAME      the member's name; of several flags the     the member, where the class is known here,
+               number                                      else what stands there
 jsonnull       null                                        sqlalchemy.JSON.NULL (a JSON null in a
                                                            JSON column, as opposed to SQL NULL)
 =============  ==========================================  =============================================
@@ -87,10 +87,18 @@ def lower(value: Any, pointer: str, types: Types) -> Any:
 
 
 def lift(value: Any, types: str) -> Any:
-    """Turn decoded JSON back into Python values in place, as the sidecar text ``types`` says, and return it."""
+    """Turn decoded JSON back into Python values in place, as the sidecar text ``types`` says, and return it.
+
+    :raises EventError: where sidecar and value do not fit each other.
+    """
     box = {"": value}
-    for segments, convert in _plan(types):
-        _lift_at(box, segments, convert)
+    try:
+        for segments, convert in _plan(types):
+            _lift_at(box, segments, convert)
+    except EventError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise EventError(f"a value does not fit its type in {types[:200]}: {error!r}") from error
     return box[""]
 
 
@@ -116,7 +124,7 @@ def json_float(value: float) -> float | str:
     """A float as JSON has it: a number, or the name of what JSON has no number for."""
     if math.isfinite(value):
         return value
-    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def duration(value: dt.timedelta) -> str:
@@ -163,7 +171,9 @@ def _lower_float(value: float, pointer: str, types: Types) -> float | str:
 def _lower_other(value: Any, pointer: str, types: Types) -> Any:
     if isinstance(value, enum.Enum):
         types[pointer] = enum_code(type(value))
-        return value.name
+        return (
+            value.name if value.name in type(value).__members__ else value.value
+        )  # flags: several members have no name
     if isinstance(value, Mapping):
         return _lower_mapping(value, pointer, types)
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -188,7 +198,9 @@ def _lower_mapping(value: Mapping[Any, Any], pointer: str, types: Types) -> dict
     lowered = {}
     for key, item in value.items():
         if not isinstance(key, str):
-            raise EventError(f"{pointer or 'the value'} has the key {key!r} of type {type(key).__name__}; JSON keys are strings")
+            raise EventError(
+                f"{pointer or 'the value'} has the key {key!r} of type {type(key).__name__}; JSON keys are strings"
+            )
         lowered[key] = lower(item, f"{pointer}/{escape(key)}", types)
     return lowered
 
@@ -251,10 +263,14 @@ _LIFT: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _lift_enum(code: str) -> Callable[[str], Any]:
-    def convert(name: str) -> Any:
+def _lift_enum(code: str) -> Callable[[Any], Any]:
+    def convert(form: Any) -> Any:
         kind = _enums.get(code)
-        return kind[name] if kind is not None and name in kind.__members__ else name
+        if kind is None:
+            return form
+        if isinstance(form, str):
+            return kind.__members__.get(form, form)
+        return kind(form)
 
     return convert
 
