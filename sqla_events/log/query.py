@@ -180,11 +180,8 @@ class GroupStats:
 def stats(connection: Connection, tables: Tables) -> list[GroupStats]:
     """Every partition of every group."""
     top, d = newest(connection, tables), tables.deliveries
-    dead: dict[str, int] = dict(
-        connection.execute(sa.select(d.c.group, sa.func.count()).where(d.c.status == FAILED).group_by(d.c.group))
-        .tuples()
-        .all()
-    )
+    counts = connection.execute(sa.select(d.c.group, sa.func.count()).where(d.c.status == FAILED).group_by(d.c.group))
+    dead: dict[str, int] = dict(tuple(row) for row in counts)
     return [_stats(connection, tables, part, top, dead.get(part.group, 0)) for part in groups(connection, tables)]
 
 
