@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
@@ -12,19 +11,19 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Session
 
-from .. import context, encoding
 from ..bridge import refuse_autocommit
-from ..errors import CaptureError, ConfigError
-from ..event import new_id, type_of
+from ..errors import CaptureError
 from ..schema import Tables
 from ..signals import Gap, Signals, logger
 from . import outbox
 from .buffer import Buffer, buffer_of
+from .choice import Choice, columns
 from .codec import TableCodec
 from .listener import Listener
-from .plan import Loaded, Plan, Row
+from .make import Maker, id_of
+from .plan import Plan, Row
 from .rows import known_values
 from .settings import CaptureSettings
 
@@ -54,23 +53,16 @@ class Capture:
         self._engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
         self._settings = settings
         self._tables = tables
-        self._instance_id = instance_id
         self._committing = committing
         self._signals = signals
         self._track_ids = track_ids
         self._codecs: dict[sa.Table, TableCodec | None] = {}
         on_gap = None if settings.on_gap == "ignore" else self._gap
-        self._listener = Listener(self._engine, self._codec_of, self._make, on_gap, settings.old_values)
+        self._listener = Listener(self._engine, self._codec_of, self._emit, on_gap, settings.old_values)
+        self._maker = Maker(settings, instance_id, text_id=self._engine.dialect.name == "sqlite")
         self._installed = False
-        self._text_id = self._engine.dialect.name == "sqlite"
-        self._enabled = {
-            "create": settings.enable_create,
-            "update": settings.enable_update,
-            "delete": settings.enable_delete,
-            "read": settings.enable_read,
-        }
-        self._include = _Choice(settings.include, settings.default_schema)
-        self._exclude = _Choice(settings.exclude, settings.default_schema)
+        self._include = Choice(settings.include, settings.default_schema)
+        self._exclude = Choice(settings.exclude, settings.default_schema)
 
     # Hooks -------------------------------------------------------------------------------------------------------
 
@@ -172,28 +164,16 @@ class Capture:
         """Write what is captured and not written yet, so that what follows comes after it in the log."""
         self._drain(connection, buffer_of(connection))
 
-    def _make(self, connection: Connection, buffer: Buffer, plan: Plan, row: Row) -> None:
-        verb = row.verb or plan.verb
-        if not self._enabled[verb]:
-            return
-        codec, special = plan.codec, {}
-        payload: dict[str, Any] = {"key": _side(codec, row.key, "key", special)}
-        if row.before is not None and self._settings.old_values != "never":
-            payload["before"] = _side(codec, row.before, "before", special)
-        if row.after is not None:
-            payload["after"] = _side(codec, row.after, "after", special)
-        if row.unknown:
-            payload["unknown"] = list(row.unknown)
-        if row.upsert:
-            payload["upsert"] = True
-        if verb == "delete" and codec.cascades:
-            payload["cascades"] = codec.cascades
-        text = encoding.dumps(payload)
-        limit = self._settings.max_payload_bytes
-        if limit is not None and len(text.encode()) > limit:
-            text = self._too_large(plan, payload, len(text.encode()), limit)
-        key = codec.key_text({name: _plain(value) for name, value in row.key.items()})
-        self._add(connection, buffer, plan.table, verb, key, text, codec.types(special))
+    def _emit(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Sequence[Row]) -> None:
+        for start in range(0, len(rows), DRAIN_AT):
+            events = self._maker.events(connection, plan, rows[start : start + DRAIN_AT])
+            buffer.rows += events
+            if self._track_ids:
+                buffer.written += [(id_of(one), one[2]) for one in events]
+            else:
+                buffer.written += [_untracked(one[2]) for one in events]
+            if len(buffer.rows) >= DRAIN_AT and plan.verb != "read":  # a result is being fetched: its connection is busy
+                self._drain(connection, buffer)
 
     def _gap(self, table: str, statement: str, reason: str) -> None:
         """A write that cannot be seen into: known tables of ours and Alembic's are none of the application's."""
@@ -218,38 +198,7 @@ class Capture:
                 plan = Plan(None, None, table, "read", codec, unit_of_work=False, many=False, want_old=False)
                 values = known_values(state, table)
                 key = {name: values[name] for name in codec.key if name in values}
-                self._make(connection, buffer_of(connection), plan, Row(key, after=values))
-
-    def _too_large(self, plan: Plan, payload: dict[str, Any], size: int, limit: int) -> str:
-        if self._settings.on_too_large == "error":
-            raise CaptureError(
-                f"an event of {plan.table.fullname} has a payload of {size} bytes, and max_payload_bytes is {limit}; "
-                "exclude large columns (exclude_columns), raise the limit, or set on_too_large to 'truncate'"
-            )
-        names = sorted({name for side in ("before", "after") for name in payload.get(side, {})})
-        return encoding.dumps({"key": payload["key"], "truncated": names})
-
-    def _add(
-        self, connection: Connection, buffer: Buffer, table: sa.Table, verb: str, key: str | None, payload: str, types: str | None
-    ) -> None:
-        about = context.current()
-        identity = new_id()
-        schema = _schema_of(table, connection) or self._settings.default_schema
-        kind = type_of(schema, table.name, verb)
-        metadata = None
-        if about.metadata:
-            special: encoding.Types = {}
-            metadata = encoding.dumps(encoding.lower(about.metadata, "/metadata", special))
-            types = _joined(types, special)
-        buffer.rows.append(
-            (
-                identity.hex if self._text_id else str(identity), "database", kind, schema, table.name, verb, key, payload, types, metadata,
-                None if about.user_id is None else str(about.user_id), about.session_id, self._instance_id,
-            )  # fmt: skip
-        )
-        buffer.written.append((identity, kind) if self._track_ids else _untracked(kind))
-        if len(buffer.rows) >= DRAIN_AT and verb != "read":  # a result is being fetched: its connection is not to be written on
-            self._drain(connection, buffer)
+                self._emit(connection, buffer_of(connection), plan, [Row(key, after=values)])
 
     # What is captured --------------------------------------------------------------------------------------------
 
@@ -269,7 +218,7 @@ class Capture:
         s = self._settings
         return TableCodec(
             table, self._engine.dialect, table.primary_key,
-            _columns(s.exclude_columns, "exclude", s.default_schema), _columns(s.redact_columns, "redact", s.default_schema),
+            columns(s.exclude_columns, "exclude", s.default_schema), columns(s.redact_columns, "redact", s.default_schema),
             s.on_unencodable == "placeholder",
         )  # fmt: skip
 
@@ -291,60 +240,3 @@ def _finish() -> None:
         _committed.set(())
         for after in waiting:
             after(True)
-
-
-def _side(codec: TableCodec, values: dict[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
-    bound = {key: value for key, value in values.items() if type(value) is not Loaded}
-    loaded = {key: value.value for key, value in values.items() if type(value) is Loaded}
-    return {**codec.side(bound, where, types), **codec.side(loaded, where, types, bound=False)}
-
-
-def _plain(value: Any) -> Any:
-    return value.value if type(value) is Loaded else value
-
-
-def _schema_of(table: sa.Table, connection: Connection) -> str | None:
-    translate = connection.get_execution_options().get("schema_translate_map")
-    return translate.get(table.schema, table.schema) if translate else table.schema
-
-
-def _joined(types: str | None, more: encoding.Types) -> str | None:
-    if not more:
-        return types
-    text = encoding.dumps(more)
-    return text if types is None else f"{types[:-1]},{text[1:]}"
-
-
-def _columns(patterns: tuple[str, ...], word: str, default_schema: str) -> Callable[[sa.Column[Any]], bool]:
-    def chosen(column: sa.Column[Any]) -> bool:
-        table = column.table
-        full = f"{table.schema or default_schema}.{table.name}.{column.name}"
-        return column.info.get("sqla_events") == word or any(
-            fnmatchcase(full if "." in pattern else column.name, pattern) for pattern in patterns
-        )
-
-    return chosen
-
-
-class _Choice:
-    """Tables by pattern, mapped class or Table."""
-
-    def __init__(self, wanted: tuple[Any, ...], default_schema: str) -> None:
-        self._patterns = [one for one in wanted if isinstance(one, str)]
-        self._tables = {table for one in wanted if not isinstance(one, str) for table in _tables_of(one)}
-        self._default_schema = default_schema
-
-    def __bool__(self) -> bool:
-        return bool(self._patterns or self._tables)
-
-    def has(self, table: sa.Table) -> bool:
-        full = f"{table.schema or self._default_schema}.{table.name}"
-        return table in self._tables or any(fnmatchcase(full, pattern) or fnmatchcase(f"{full}.create", pattern) for pattern in self._patterns)
-
-
-def _tables_of(one: Any) -> list[sa.Table]:
-    found = sa.inspect(one, raiseerr=False)
-    tables = list(found.tables) if isinstance(found, Mapper) else [one]
-    if not all(isinstance(table, sa.Table) for table in tables):
-        raise ConfigError(f"capture.include or exclude has {one!r}; it must be a pattern, a mapped class or a Table")
-    return tables

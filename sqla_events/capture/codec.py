@@ -42,6 +42,13 @@ _EXACT: dict[type, tuple[str | None, Form | None]] = {
 }
 
 
+_AS_IS = frozenset({str, int, bool, Decimal, uuid.UUID, dt.date, dt.time, dt.datetime, dt.timedelta, bytes})
+
+
+class _Nothing:
+    pass
+
+
 class ColumnCodec:
     """One column: its usual Python type with a constant form and code, and the general way for everything else."""
 
@@ -57,6 +64,15 @@ class ColumnCodec:
         self._loads: dict[Any, Form | None] = {}
         self.enum = kind.enum_class if isinstance(kind, sa.Enum) else None
         self.expected, self.code, self.form = self._usual()
+        self.plain = self.expected if self.bind is None and self.expected in _AS_IS else _Nothing
+        """Values of exactly this type go into the JSON as they are: the encoder's form is ours."""
+        self.none = self.bind is None and not self.is_json
+        """None is NULL, and null."""
+        self.redacted = False
+
+    def redact(self) -> None:
+        """Let no value of this column out."""
+        self.redacted, self.plain = True, _Nothing
 
     def _usual(self) -> tuple[type | None, str | None, Form | None]:
         if self.enum is not None:
@@ -113,6 +129,15 @@ class ColumnCodec:
         return raw if load is None else load(raw)
 
 
+class Loaded:
+    """A value that came from the database: at the level of the SQL type already, where others are as the caller gave them."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 class _SqlNull:
     pass
 
@@ -166,30 +191,59 @@ class TableCodec:
     ) -> None:
         self.table = table
         self.columns = {column.key: ColumnCodec(column, dialect) for column in table.columns if not hidden(column)}
-        self.redacted = {codec.name for codec in self.columns.values() if redacted(codec.column)}
+        for codec in self.columns.values():
+            if redacted(codec.column):
+                codec.redact()
+        self.json = frozenset(key for key, codec in self.columns.items() if codec.is_json)
+        key = tuple(key)
         self.key = tuple(column.key for column in key)
+        self._key_codecs = {column.key: self.columns.get(column.key) or ColumnCodec(column, dialect) for column in key}
+        self._plain_key = all(codec.bind is None for codec in self._key_codecs.values())
         self.placeholder = placeholder
         self.cascades = _cascades(table)
         """What the database itself changes when a row goes: table -> action of its foreign key."""
         self._codes = {
             f"/payload/*/{encoding.escape(one.name)}": one.code
             for one in self.columns.values()
-            if one.code is not None and one.name not in self.redacted
+            if one.code is not None and not one.redacted
         }
         self._types = encoding.dumps(self._codes) if self._codes else None
 
-    def side(self, values: Mapping[str, Any], where: str, types: encoding.Types, bound: bool = True) -> dict[str, Any]:
-        """Column name -> JSON form. ``bound``: the values are as given to the statement; else at the level of the SQL type."""
+    def side(self, values: Mapping[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
+        """Column name -> what the JSON encoder takes. A Loaded value is at the level of the SQL type, others are as bound."""
         lowered = {}
+        columns = self.columns
         for key, value in values.items():
-            codec = self.columns.get(key)
+            codec = columns.get(key)
             if codec is None:
                 continue
-            if codec.name in self.redacted:
-                lowered[codec.name] = None if value is None else REDACTED
-                continue
-            lowered[codec.name] = self._lowered(codec, value, where, types, bound)
+            if type(value) is codec.plain or (value is None and codec.none):
+                lowered[codec.name] = value
+            else:
+                lowered[codec.name] = self._special(codec, value, where, types)
         return lowered
+
+    def _special(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types) -> Any:
+        bound = type(value) is not Loaded
+        value = value if bound else value.value
+        if codec.redacted:
+            return None if value is None or value is SQL_NULL else REDACTED
+        return self._lowered(codec, value, where, types, bound)
+
+    def blame(self, payload: dict[str, Any]) -> None:
+        """Find the column whose value the encoder refuses, and raise, or put a placeholder in its place."""
+        for where in ("key", "before", "after"):
+            for name, value in payload.get(where, {}).items():
+                try:
+                    encoding.dumps(value)
+                except (EventError, TypeError, ValueError) as error:
+                    payload[where][name] = self._refused(name, value, error)
+
+    def _refused(self, name: str, value: Any, error: Exception) -> str:
+        kind = type(value)
+        if self.placeholder:
+            return f"{UNENCODABLE} {kind.__qualname__}"
+        raise CaptureError(f"{self.table.fullname}.{name} has a {kind.__module__}.{kind.__qualname__} that cannot be put into an event: {error}") from error
 
     def _lowered(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types, bound: bool) -> Any:
         if value is SQL_NULL:
@@ -197,17 +251,9 @@ class TableCodec:
         try:
             if bound and codec.bind is not None:
                 value = codec.bind(value)
-            lowered = codec.lower(value, f"/payload/{where}/{encoding.escape(codec.name)}", types)
-            if type(lowered) is str:
-                lowered.encode()
-            return lowered
-        except (EventError, UnicodeEncodeError, TypeError, ValueError) as error:
-            if self.placeholder:
-                return f"{UNENCODABLE} {type(value).__qualname__}"
-            raise CaptureError(
-                f"{self.table.fullname}.{codec.name} has a {type(value).__module__}.{type(value).__qualname__} "
-                f"that cannot be put into an event: {error}"
-            ) from error
+            return codec.lower(value, f"/payload/{where}/{encoding.escape(codec.name)}", types)
+        except (EventError, TypeError, ValueError) as error:
+            return self._refused(codec.name, value, error)
 
     def types(self, special: encoding.Types) -> str | None:
         """The sidecar's text: constant, unless some values were not of their columns' usual type."""
@@ -220,18 +266,22 @@ class TableCodec:
 
     def key_text(self, values: Mapping[str, Any]) -> str | None:
         """The primary key as text: one column as it is, several as a JSON array; ``*`` for a table without one."""
+        if len(self.key) == 1:
+            value = values.get(self.key[0])
+            return str(value) if type(value) in (int, str) and self._plain_key else self._key_form(self.key[0], value)
         if not self.key:
             return "*"
-        forms = [self._key_form(name, values.get(name)) for name in self.key]
-        if any(form is None for form in forms):
-            return None
-        return str(forms[0]) if len(forms) == 1 else encoding.dumps(forms)
+        forms = [self._key_value(name, values.get(name)) for name in self.key]
+        return None if any(form is None for form in forms) else encoding.dumps(forms)
 
-    def _key_form(self, name: str, value: Any) -> Any:
-        codec = self.columns.get(name)
-        if codec is None:
-            return None if value is None else str(value)
-        return self._lowered(codec, value, "key", {}, bound=True)
+    def _key_form(self, name: str, value: Any) -> str | None:
+        form = self._key_value(name, value)
+        return None if form is None else str(form)
+
+    def _key_value(self, name: str, value: Any) -> Any:
+        codec = self._key_codecs[name]
+        bound = type(value) is not Loaded
+        return self._lowered(codec, value if bound else value.value, "key", {}, bound)
 
 
 def _cascades(table: sa.Table) -> dict[str, str]:

@@ -8,7 +8,7 @@ lend only what no statement knows: the objects behind a flush, for their old val
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,7 +33,7 @@ _CTE = re.compile(r"\s*WITH\b.*\b(INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INT
 
 MAX_STATES = 20_000
 
-Emit = Callable[[Connection, Buffer, Plan, Row], None]
+Emit = Callable[[Connection, Buffer, Plan, Sequence[Row]], None]
 OnGap = Callable[[str, str, str], None]
 """(table, statement, reason)"""
 
@@ -139,8 +139,8 @@ class Listener:
             rows = changed_rows(connection, plan)
         else:
             rows = rows_of(plan, result.context, buffer)
-        for row in rows:
-            self._emit(connection, buffer, plan, row)
+        if rows:
+            self._emit(connection, buffer, plan, rows)
 
     def _on_error(self, context: Any) -> None:
         if context.connection is not None:

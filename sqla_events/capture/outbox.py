@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError
 
 from ..errors import CaptureError
 from ..schema import Tables
@@ -29,16 +28,28 @@ def write(connection: Connection, tables: Tables, rows: Sequence[tuple[Any, ...]
         if connection.dialect.driver == "psycopg" and len(rows) >= COPY_FROM:
             _copy(connection, tables, rows)
         else:
-            connection.exec_driver_sql(_insert(connection.dialect, tables), list(rows) if len(rows) > 1 else rows[0])
-    except DBAPIError as error:
+            _insert(connection, tables, rows)
+    except connection.dialect.loaded_dbapi.Error as error:
         raise CaptureError(
-            f"events could not be written to {tables.names.qualified(tables.names.events)}: {error.orig}; "
+            f"events could not be written to {tables.names.qualified(tables.names.events)}: {error}; "
             "if the table is missing or outdated, run: sqla-events migrate URL"
         ) from error
 
 
+def _insert(connection: Connection, tables: Tables, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Straight through the driver's cursor: SQLAlchemy's execution costs more than the write of one row."""
+    cursor = connection.connection.cursor()
+    try:
+        if len(rows) == 1:
+            cursor.execute(_sql(connection.dialect, tables), rows[0])
+        else:
+            cursor.executemany(_sql(connection.dialect, tables), rows)
+    finally:
+        cursor.close()
+
+
 @lru_cache(maxsize=64)
-def _insert(dialect: Any, tables: Tables) -> str:
+def _sql(dialect: Any, tables: Tables) -> str:
     marks = {"format": "%s", "pyformat": "%s", "qmark": "?"}.get(dialect.paramstyle)
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     if marks is None:  # numeric_dollar
@@ -60,10 +71,4 @@ def _copy(connection: Connection, tables: Tables, rows: Sequence[tuple[Any, ...]
                 copy.write_row(row)
     finally:
         raw.close()
-
-
-def sqlite_id(identity: Any) -> str:
-    """As SQLAlchemy's Uuid stores it there."""
-    return str(identity.hex)
-
 

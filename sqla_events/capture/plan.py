@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
-from .codec import TableCodec
+from .codec import Loaded, TableCodec
 
 
 @dataclass
@@ -49,17 +50,7 @@ def _key(column: Any) -> str:
     return str(getattr(column, "key", column))
 
 
-class Loaded:
-    """A value that came from the database: at the level of the SQL type already, where others are as the caller gave them."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, gc=False):
     """One row that was written; values by column key."""
 
     key: dict[str, Any]

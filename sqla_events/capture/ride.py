@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import cursor
 
-from .plan import Loaded, Plan, may_change
+from .codec import Loaded
+from .plan import Plan, may_change
 
 OLD = "old."
 INSERTED = "inserted?"

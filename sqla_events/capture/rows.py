@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from .buffer import Buffer
-from .codec import SQL_NULL
-from .plan import Loaded, Plan, Row, may_change
+from .codec import SQL_NULL, Loaded
+from .plan import Plan, Row, may_change
 from .ride import INSERTED, OLD, has_default
 
 
@@ -52,44 +54,73 @@ def _upserted(plan: Plan, key: dict[str, Any], row: dict[str, Any]) -> Row:
 
 
 def _inserted(plan: Plan, context: Any) -> list[Row]:
-    keys, defaults = context.inserted_primary_key_rows, context.returned_default_rows or ()
-    returned = [getattr(column, "key", None) for column in context.compiled.effective_returning or ()]
+    parameters, told = context.compiled_parameters, _told(plan, context)
+    shape = _shape(plan, parameters[0], told[0] if told else {})
     rows = []
-    for index, given in enumerate(context.compiled_parameters):
-        after: dict[str, Any] = {column.key: given[column.key] for column in plan.table.columns if column.key in given}
-        if index < len(defaults) and defaults[index] is not None:
-            told = zip(returned, defaults[index], strict=False)
-            after |= {key: Loaded(SQL_NULL) if value is None else value for key, value in told if key is not None}
-        if index < len(keys):
-            after |= {c.key: v for c, v in zip(plan.table.primary_key, keys[index], strict=False) if v is not None}
-        if not plan.many and plan.rode:
-            after |= plan.rode[0]
-        rows.append(_completed(plan, after))
+    for index, given in enumerate(parameters):
+        after = {key: given[key] for key in shape.given}
+        if index < len(told):
+            after.update(told[index])
+        after.update(shape.nulls)
+        rows.append(Row({name: after[name] for name in plan.codec.key if name in after}, None, after, shape.unknown))
     return rows
 
 
-def _completed(plan: Plan, after: dict[str, Any]) -> Row:
-    missing = [column for column in plan.table.columns if column.key not in after]
-    unknown = tuple(str(column.name) for column in missing if column.key in plan.set_keys or has_default(column))
-    after |= {column.key: Loaded(SQL_NULL) for column in missing if column.name not in unknown}
-    return Row({name: after[name] for name in plan.codec.key if name in after}, after=after, unknown=unknown)
+def _told(plan: Plan, context: Any) -> list[dict[str, Any]]:
+    """What the database answered to an INSERT: keys, server defaults, what rode along; a dict for each row."""
+    returned = [getattr(column, "key", None) for column in context.compiled.effective_returning or ()]
+    keys = [column.key for column in plan.table.primary_key]
+    answers: list[dict[str, Any]] = []
+    for row in context.returned_default_rows or ():
+        answers.append({} if row is None else {key: _answer(plan, key, value) for key, value in zip(returned, row, strict=False) if key})
+    for index, row in enumerate(context.inserted_primary_key_rows):
+        found = {key: value for key, value in zip(keys, row, strict=False) if value is not None}
+        if index < len(answers):
+            answers[index].update(found)
+        else:
+            answers.append(found)
+    if not plan.many and plan.rode:
+        answers[0].update(plan.rode[0])
+    return answers
+
+
+def _answer(plan: Plan, key: str, value: Any) -> Any:
+    return Loaded(SQL_NULL) if value is None and key in plan.codec.json else value
+
+
+class _Shape(msgspec.Struct):
+    """What the rows of one INSERT have in common: columns that are given, that are NULL, that nobody tells."""
+
+    given: list[str]
+    nulls: dict[str, Any]
+    unknown: tuple[str, ...]
+
+
+def _shape(plan: Plan, given: Mapping[str, Any], told: Mapping[str, Any]) -> _Shape:
+    known = [column.key for column in plan.table.columns if column.key in given]
+    missing = [column for column in plan.table.columns if column.key not in given and column.key not in told]
+    unknown = [column for column in missing if column.key in plan.set_keys or has_default(column)]
+    nulls = {column.key: _answer(plan, column.key, None) for column in missing if column not in unknown}
+    return _Shape(known, nulls, tuple(str(column.name) for column in unknown))
 
 
 def _updated(plan: Plan, context: Any, buffer: Buffer) -> list[Row]:
-    table = plan.table
-    matched = context.rowcount
-    if matched == 0:
+    if context.rowcount == 0:
         return []
-    doubtful = [column for column in table.columns if may_change(column, plan.set_keys)]
+    table, parameters, set_keys = plan.table, context.compiled_parameters, plan.set_keys
+    keys = [(column.key, column._label) for column in table.primary_key]
+    given_keys = [column.key for column in table.columns if column.key in parameters[0]]
+    rode = plan.rode[0] if plan.rode and not plan.many else {}
+    unknown = tuple(
+        str(column.name) for column in table.columns if may_change(column, set_keys) and column.key not in given_keys and column.key not in rode
+    )
     rows = []
-    for given in context.compiled_parameters:
-        after: dict[str, Any] = {column.key: given[column.key] for column in table.columns if column.key in given}
-        if not plan.many and plan.rode:
-            after |= plan.rode[0]
-        old_key = tuple(given.get(column._label, given.get(column.key)) for column in table.primary_key)
-        before = _committed(buffer.states.pop((table, old_key), None), table, after)
-        key = {column.key: value for column, value in zip(table.primary_key, old_key, strict=True)}
-        rows.append(Row(key, before, after, tuple(str(column.name) for column in doubtful if column.key not in after)))
+    for given in parameters:
+        after = {key: given[key] for key in given_keys}
+        after.update(rode)
+        key = {name: given[label] if label in given else given.get(name) for name, label in keys}
+        before = _committed(buffer.states.pop((table, tuple(key.values())), None), table, after)
+        rows.append(Row(key, before, after, unknown))
     return rows
 
 
@@ -109,27 +140,36 @@ _UNKNOWN = LoaderCallableStatus.NO_VALUE
 
 def _committed(state: Any, table: sa.Table, after: Mapping[str, Any]) -> dict[str, Any]:
     """Old values of the changed columns, as far as the session knows them."""
-    if state is None:
-        return {}
-    found = {key: _old(state, table.columns[key]) for key in after}
-    return {key: value for key, value in found.items() if value is not _UNKNOWN}
+    return {} if state is None else _olds(state, table, after)
 
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:
     """A row as the session has loaded it; what it has not loaded is left out."""
-    if state is None:
-        return {}
-    found = {column.key: _old(state, column) for column in table.columns}
-    return {key: value for key, value in found.items() if value is not _UNKNOWN}
+    return {} if state is None else _olds(state, table, table.columns.keys())
 
 
-def _old(state: Any, column: sa.Column[Any]) -> Any:
-    """The value in the database as the session loaded or last wrote it. ``committed_state`` is complete here still:
+def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
+    """Values in the database as the session loaded or last wrote them. ``committed_state`` is complete here still:
 
     after_execute of an UPDATE comes before the flush takes note of its outcome.
     """
-    prop = state.mapper._columntoproperty.get(column)
-    if prop is None:
-        return _UNKNOWN
-    value = state.committed_state[prop.key] if prop.key in state.committed_state else state.dict.get(prop.key, _UNKNOWN)
-    return _UNKNOWN if isinstance(value, (LoaderCallableStatus, sa.sql.ClauseElement)) else value
+    names, committed, current = _attributes(state.mapper, table), state.committed_state, state.dict
+    found = {}
+    for key in keys:
+        name = names.get(key)
+        if name is None:
+            continue
+        value = committed[name] if name in committed else current.get(name, _UNKNOWN)
+        if not isinstance(value, _NO_VALUES):
+            found[key] = value
+    return found
+
+
+_NO_VALUES = (LoaderCallableStatus, sa.sql.ClauseElement)
+
+
+@lru_cache(maxsize=4096)
+def _attributes(mapper: Any, table: sa.Table) -> dict[str, str]:
+    """Column key -> attribute name of a mapped class, for one of its tables."""
+    found = {column.key: mapper._columntoproperty.get(column) for column in table.columns}
+    return {key: prop.key for key, prop in found.items() if prop is not None}

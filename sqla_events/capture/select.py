@@ -8,7 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from .plan import Loaded, Plan, Row, may_change
+from .codec import Loaded
+from .plan import Plan, Row, may_change
 
 
 def present_rows(connection: Connection, plan: Plan, parameters: Iterable[Any]) -> dict[tuple[Any, ...], dict[str, Loaded]]:

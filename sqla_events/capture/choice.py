@@ -1,0 +1,52 @@
+"""Which tables, and which of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapper
+
+from ..errors import ConfigError
+
+
+class Choice:
+    """Tables by pattern, mapped class or Table.
+
+    :raises ConfigError: for anything else.
+    """
+
+    def __init__(self, wanted: tuple[Any, ...], default_schema: str) -> None:
+        self._patterns = [one for one in wanted if isinstance(one, str)]
+        self._tables = {table for one in wanted if not isinstance(one, str) for table in _tables_of(one)}
+        self._default_schema = default_schema
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns or self._tables)
+
+    def has(self, table: sa.Table) -> bool:
+        """Whether the table is one of them."""
+        full = f"{table.schema or self._default_schema}.{table.name}"
+        return table in self._tables or any(fnmatchcase(full, one) or fnmatchcase(f"{full}.create", one) for one in self._patterns)
+
+
+def _tables_of(one: Any) -> list[sa.Table]:
+    found = sa.inspect(one, raiseerr=False)
+    tables = list(found.tables) if isinstance(found, Mapper) else [one]
+    if not all(isinstance(table, sa.Table) for table in tables):
+        raise ConfigError(f"capture.include or capture.exclude has {one!r}; it must be a pattern, a mapped class or a Table")
+    return tables
+
+
+def columns(patterns: tuple[str, ...], word: str, default_schema: str) -> Callable[[sa.Column[Any]], bool]:
+    """Whether a column is one of those that the patterns, or its own ``info``, name."""
+
+    def chosen(column: sa.Column[Any]) -> bool:
+        table = column.table
+        full = f"{table.schema or default_schema}.{table.name}.{column.name}"
+        named = any(fnmatchcase(full if "." in one else column.name, one) for one in patterns)
+        return named or column.info.get("sqla_events") == word
+
+    return chosen
