@@ -29,6 +29,7 @@ from .filter import check_pattern, matches
 from .inspection import EventFilter
 from .provider import DeadLetter
 from .schema import Names
+from .settings import reference
 
 WINDOW = 1000
 """Numbers below the newest one that ``tail --follow`` still looks at: as many as may be committed while a transaction is open."""
@@ -296,6 +297,12 @@ def _settle(what: str, url: str, ids: tuple[str, ...], every: bool, group: str |
         act = getattr(broker.dead_letters, what)
         count: int = act(list(ids) or None, group=group, pattern=check_pattern(pattern))
     return count
+
+
+@main.command()
+def settings() -> None:
+    """Print every setting with its default and meaning, as Markdown."""
+    click.echo(reference(Config))
 
 
 @main.command()
