@@ -4,6 +4,7 @@
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+SECONDS_OF_LOAD ?= 60
 JSON ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
@@ -16,22 +17,22 @@ demo: $(VENV)/.demo
 	$(RUN) -m sqla_events demo $(ARGS)
 
 test: $(VENV)/.test
-	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not soak" $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-conformance: $(VENV)/.test
 	$(RUN) -m pytest -m conformance $(ARGS)
 
 # The same tests on the oldest SQLAlchemy line that is supported.
 test-sqlalchemy20: .venv20/.test
-	.venv20/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not soak" $(or $(ARGS),tests/unit tests/capture tests/log tests/migration)
+	.venv20/bin/python -m pytest -n $(JOBS) --dist worksteal $(or $(ARGS),tests/unit tests/capture tests/log tests/migration)
 
 # The same tests on the PostgreSQL, Redis and NATS that are installed on this machine, where they are.
 test-local-servers: $(VENV)/.test
-	$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not soak" --servers local $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist worksteal --servers local $(ARGS)
 
-# Long runs under load: SECONDS_OF_LOAD (60) for each.
+# The log under load: SECONDS_OF_LOAD (60) for each driver and kind of reader.
 soak: $(VENV)/.test
-	$(RUN) -m pytest -m soak -s --timeout 0 $(ARGS)
+	SQLA_EVENTS_LOAD_SECONDS=$(SECONDS_OF_LOAD) $(RUN) -m pytest -s --timeout 0 $(or $(ARGS),tests/log/test_concurrency.py)
 
 sqlalchemy-suite: $(VENV)/.test
 	$(RUN) benchmarks/sqlalchemy_suite.py $(JSON_OPTION) $(ARGS)

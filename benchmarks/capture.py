@@ -73,7 +73,11 @@ def hand_written(session: Session, operation: str, rows: int) -> None:
 def _event(one: Item, verb: str) -> dict[str, Any]:
     values = {name: getattr(one, name) for name in _COLUMNS}
     if verb == "update":
-        body = {"key": {"id": one.id}, "before": {"quantity": one.quantity - 1, "note": None}, "after": {"quantity": one.quantity, "note": one.note}}
+        body = {
+            "key": {"id": one.id},
+            "before": {"quantity": one.quantity - 1, "note": None},
+            "after": {"quantity": one.quantity, "note": one.note},
+        }
     else:
         body = {"key": {"id": one.id}, ("after" if verb == "create" else "before"): values}
     return {
@@ -172,7 +176,9 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default=os.environ.get("JSON"))
-    parser.add_argument("--rounds", type=int, default=0, help="rounds for each case; 0: 200, 30 and 3 for 1, 100 and 10,000 rows")
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="rounds for each case; 0: 200, 30 and 3 for 1, 100 and 10,000 rows"
+    )
     parser.add_argument("--rows", default="1,100,10000")
     parser.add_argument("--only", default="", help="part of a database's label: sqlite, psycopg, asyncpg")
     options = parser.parse_args()

@@ -26,7 +26,9 @@ def table(figures: list[Figure]) -> str:
     lines = [f"{'case':{width}}  {'value':>12}  {'unit':10}  {'baseline':16}  ratio"]
     for figure in figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        lines.append(f"{figure.name:{width}}  {figure.value:12,.2f}  {figure.unit:10}  {figure.baseline or '':16}  {ratio}")
+        lines.append(
+            f"{figure.name:{width}}  {figure.value:12,.2f}  {figure.unit:10}  {figure.baseline or '':16}  {ratio}"
+        )
     return "\n".join(lines)
 
 

@@ -542,5 +542,6 @@ def wait_for(future: Future[T], timeout: float | None) -> T:
         return await_only(asyncio.wait_for(asyncio.wrap_future(future), timeout))
     except exc.MissingGreenlet as error:
         raise ConfigError(
-            "mode 'sync' waits for handlers at commit, and a synchronous Session cannot wait inside a coroutine; use AsyncSession, or mode 'async'"
+            "mode 'sync' waits for handlers at commit, and a synchronous Session cannot wait inside a coroutine; "
+            "use AsyncSession, or mode 'async'"
         ) from error

@@ -13,7 +13,6 @@ import threading
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, TypeVar
 
 from sqlalchemy.engine import Engine
@@ -63,7 +62,14 @@ class Broker:
         self._runtime: Runtime | None = None
         self._thread: LoopThread | None = None
         self._publisher = Publisher(
-            config, engine, self.tables, self.signals, self._groups, lambda: self._runtime, self._doorbell.ring, lambda: self._capture
+            config,
+            engine,
+            self.tables,
+            self.signals,
+            self._groups,
+            lambda: self._runtime,
+            self._doorbell.ring,
+            lambda: self._capture,
         )
         self._capture = self._make_capture()
 
@@ -71,8 +77,13 @@ class Broker:
         if self.engine is None:
             return None
         return Capture(
-            self.engine, self.config.capture, self.tables, self.config.instance_id, self._publisher.committing, self.signals,
-            self.config.mode == "sync"
+            self.engine,
+            self.config.capture,
+            self.tables,
+            self.config.instance_id,
+            self._publisher.committing,
+            self.signals,
+            self.config.mode == "sync",
         )
 
     # Capture -----------------------------------------------------------------------------------------------------
@@ -292,7 +303,7 @@ class Broker:
             self._runtime = await self._open()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *error: object) -> None:
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             await runtime.close(self._drain(None))
@@ -309,7 +320,14 @@ class Broker:
     def _make_runtime(self) -> Runtime:
         publisher = self._publisher
         return Runtime(
-            self.config, self.engine, self.tables, self._groups, self.signals, self._doorbell, publisher.settled, publisher.stored
+            self.config,
+            self.engine,
+            self.tables,
+            self._groups,
+            self.signals,
+            self._doorbell,
+            publisher.settled,
+            publisher.stored,
         )
 
     def _drain(self, timeout: float | None) -> float:

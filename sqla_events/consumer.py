@@ -108,10 +108,12 @@ def _unawaited(answer: object, subscription: Subscription) -> BaseException | No
         return None
     if inspect.iscoroutine(answer):
         answer.close()
-    return Reject(f"subscription {subscription.name!r} is a plain function that returned an awaitable; make it 'async def'")
+    return Reject(
+        f"subscription {subscription.name!r} is a plain function that returned an awaitable; make it 'async def'"
+    )
 
 
-class _Stopping(Exception):  # noqa: N818 - ends a retry controller's wait, no error
+class _Stopping(Exception):
     pass
 
 
@@ -273,7 +275,9 @@ class Consumer:
 
         def before_sleep(delay: float, error: BaseException) -> None:
             delivery.retry(_failure(subscription, attempts.failed, error), delay)
-            self._signals.emit(Retrying(delivery.type, self._group, subscription.name, attempts.failed, delay, _text(error)))
+            self._signals.emit(
+                Retrying(delivery.type, self._group, subscription.name, attempts.failed, delay, _text(error))
+            )
 
         try:
             await attempts.retrying(self._pause, before_sleep)(attempt)

@@ -28,7 +28,9 @@ def current() -> About:
 
 
 @contextmanager
-def event_context(*, user_id: int | str | None = None, session_id: str | None = None, **metadata: Any) -> Iterator[None]:
+def event_context(
+    *, user_id: int | str | None = None, session_id: str | None = None, **metadata: Any
+) -> Iterator[None]:
     """Give every event that is captured or published inside these facts.
 
     Contexts nest: an inner one keeps what it does not say itself, and metadata is merged. Works for threads and tasks

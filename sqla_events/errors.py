@@ -1,17 +1,17 @@
 """What can go wrong, one class for each thing a caller would do differently about it.
 
-    SQLAlchemyEventsError            the root: catch it to catch everything of ours
-    ├── ConfigError                  fix the configuration (also a ValueError)
-    ├── SchemaError                  run the migration; the message names the command
-    ├── EventError                   fix the event or the pattern (also a ValueError)
-    ├── CaptureError                 a write could not be captured: its flush fails with it
-    ├── ProviderError                something between us and the transport
-    │   ├── ProviderUnavailable      transient: back off and try again, for ever
-    │   └── PublishRejected          permanent, for this one event: it becomes a dead letter
-    ├── LeaseLost                    another relay owns the partition: stop at once, write nothing
-    └── DeliveryFailed               publish_sync: a handler failed for good
+SQLAlchemyEventsError            the root: catch it to catch everything of ours
+├── ConfigError                  fix the configuration (also a ValueError)
+├── SchemaError                  run the migration; the message names the command
+├── EventError                   fix the event or the pattern (also a ValueError)
+├── CaptureError                 a write could not be captured: its flush fails with it
+├── ProviderError                something between us and the transport
+│   ├── ProviderUnavailable      transient: back off and try again, for ever
+│   └── PublishRejected          permanent, for this one event: it becomes a dead letter
+├── LeaseLost                    another relay owns the partition: stop at once, write nothing
+└── DeliveryFailed               publish_sync: a handler failed for good
 
-    Reject, RetryLater               not failures of ours: a *handler* raises them to say what happens next
+Reject, RetryLater               not failures of ours: a *handler* raises them to say what happens next
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class DeliveryFailed(SQLAlchemyEventsError):
     """``publish_sync`` waited for the handlers and one of them failed for good; the event is a dead letter."""
 
 
-class Reject(Exception):  # noqa: N818 - a verdict that a handler raises, not an error of ours
+class Reject(Exception):
     """Raise it in a handler to say: never again. The event becomes a dead letter at once, without retries."""
 
 
-class RetryLater(Exception):  # noqa: N818 - a verdict that a handler raises, not an error of ours
+class RetryLater(Exception):
     """Raise it in a handler to have the event again after ``delay`` seconds, without counting it as a failure."""
 
     def __init__(self, delay: float, reason: str = "") -> None:

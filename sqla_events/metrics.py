@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -19,19 +19,36 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.published = Counter(
-            "eventbroker_events_published_total", "Events captured or published, when committed", ["source", "type"], registry=registry
+            "eventbroker_events_published_total",
+            "Events captured or published, when committed",
+            ["source", "type"],
+            registry=registry,
         )
         self.processed = Counter(
-            "eventbroker_events_processed_total", "Events that a subscription is through with", ["source", "type", "status"], registry=registry
+            "eventbroker_events_processed_total",
+            "Events that a subscription is through with",
+            ["source", "type", "status"],
+            registry=registry,
         )
         self.duration = Histogram(
-            "eventbroker_event_processing_duration_seconds", "Time in the handler, last attempt", ["source", "type"], registry=registry
+            "eventbroker_event_processing_duration_seconds",
+            "Time in the handler, last attempt",
+            ["source", "type"],
+            registry=registry,
         )
         self.queue = Gauge("eventbroker_queue_size", "Deliveries in hand in this process", registry=registry)
-        self.retries = Counter("eventbroker_retries_total", "Attempts that failed and will be repeated", ["type"], registry=registry)
-        self.dead = Counter("eventbroker_dead_letters_total", "Events given up on", ["type", "subscription"], registry=registry)
-        self.relayed = Counter("eventbroker_relayed_events_total", "Events published by a relay", ["group"], registry=registry)
-        self.unavailable = Counter("eventbroker_unavailable_total", "Failed calls to something outside", ["what"], registry=registry)
+        self.retries = Counter(
+            "eventbroker_retries_total", "Attempts that failed and will be repeated", ["type"], registry=registry
+        )
+        self.dead = Counter(
+            "eventbroker_dead_letters_total", "Events given up on", ["type", "subscription"], registry=registry
+        )
+        self.relayed = Counter(
+            "eventbroker_relayed_events_total", "Events published by a relay", ["group"], registry=registry
+        )
+        self.unavailable = Counter(
+            "eventbroker_unavailable_total", "Failed calls to something outside", ["what"], registry=registry
+        )
         self._sizes: dict[str, int] = {}
         self._children: dict[tuple[Any, ...], Any] = {}
         self._rules: dict[type[Fact], Callable[[Any], object]] = {
@@ -73,7 +90,7 @@ class Metrics:
         self.queue.set(sum(self._sizes.values()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def shared_metrics(registry: CollectorRegistry = REGISTRY) -> Metrics:
     """The metrics of a registry, made once: collectors can be registered only once under a name."""
     return Metrics(registry)

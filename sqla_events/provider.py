@@ -157,7 +157,9 @@ class DeadLetter:
 class DeadLetters(Protocol):
     """The dead letters of one provider. ``ids=None`` means every one of the group that matches ``pattern``."""
 
-    async def list(self, *, group: str | None = None, pattern: str = "*", limit: int = 100, after: str | None = None) -> Sequence[DeadLetter]:
+    async def list(
+        self, *, group: str | None = None, pattern: str = "*", limit: int = 100, after: str | None = None
+    ) -> Sequence[DeadLetter]:
         """Oldest first; ``after`` is the id of the last one already seen."""
         ...
 

@@ -81,7 +81,9 @@ class Publisher:
 
     def _connection_of(self, session: Session | scoped_session[Session]) -> Connection:
         if not isinstance(session, (Session, scoped_session)):
-            raise ConfigError(f"session is {session!r}; it must be a Session, AsyncSession, Connection or AsyncConnection")
+            raise ConfigError(
+                f"session is {session!r}; it must be a Session, AsyncSession, Connection or AsyncConnection"
+            )
         session.flush()  # what the session changed before comes before the event in the log
         if self._engine is None or isinstance(session.get_bind(), Connection):
             return session.connection()
@@ -115,7 +117,9 @@ class Publisher:
         """Publish on its own and wait until this broker's groups are through with it."""
         runtime = self._runtime()
         if runtime is None or runtime.writer is None:
-            raise ConfigError("publish_sync waits for handlers, and this broker does not run; call start() or use 'async with broker'")
+            raise ConfigError(
+                "publish_sync waits for handlers, and this broker does not run; call start() or use 'async with broker'"
+            )
         handled = self._waiters.expect([(event.id, self._interested(event.type))])
         stored = runtime.writer.put(event)
         outcome = _both(stored, handled)
@@ -155,7 +159,10 @@ class Publisher:
         try:
             wait_for(handled, self._config.sync_timeout)
         except TimeoutError:
-            logger.warning("commit returns although its handlers are not through after %s s (sync_timeout)", self._config.sync_timeout)
+            logger.warning(
+                "commit returns although its handlers are not through after %s s (sync_timeout)",
+                self._config.sync_timeout,
+            )
         except Exception as error:  # committed is committed: the failure is a dead letter, not the committer's
             logger.warning("%s", error)
         finally:

@@ -56,7 +56,11 @@ class Receipt:
         if callable(self._outcome) and not isinstance(self._outcome, Future):
             import warnings
 
-            warnings.warn(f"event {self.event.id} was never published: await broker.publish(..., session=…)", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"event {self.event.id} was never published: await broker.publish(..., session=…)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 class Writer:
@@ -185,13 +189,19 @@ def make_event(event: Event | str, payload: Any, fields: dict[str, Any]) -> Even
         return event
     unknown = fields.keys() - set(Event.__struct_fields__)
     if unknown:
-        raise EventError(f"an event has no field {', '.join(sorted(unknown))}; its fields are {', '.join(Event.__struct_fields__)}")
+        raise EventError(
+            f"an event has no field {', '.join(sorted(unknown))}; its fields are {', '.join(Event.__struct_fields__)}"
+        )
     return Event(type=event, payload=payload, **fields)
 
 
 def filled(event: Event, defaults: dict[str, Any]) -> Event:
     """The event with what it leaves open taken from ``defaults``; metadata is merged, the event's own wins."""
-    changes = {name: value for name, value in defaults.items() if name != "metadata" and getattr(event, name) is None and value is not None}
+    changes = {
+        name: value
+        for name, value in defaults.items()
+        if name != "metadata" and getattr(event, name) is None and value is not None
+    }
     if defaults.get("metadata"):
         changes["metadata"] = {**defaults["metadata"], **event.metadata}
     return msgspec.structs.replace(event, **changes) if changes else event

@@ -112,7 +112,9 @@ class Runtime:
 
     async def _serve(self) -> None:
         assert self.provider is not None
-        await until_available(self.provider.open, ProviderUnavailable, asyncio.sleep, self._unavailable(self._config.provider))
+        await until_available(
+            self.provider.open, ProviderUnavailable, asyncio.sleep, self._unavailable(self._config.provider)
+        )
         self.ready.set()
         if self.database is not None and not self.provider.features.log_is_transport:
             self._part("relay", self._run_relay)
@@ -218,4 +220,6 @@ class Runtime:
 
 def message_of(event: Event) -> Message:
     """An event on its way out without a log."""
-    return Message(str(event.id), event.type, lane_of(event.schema, event.entity, event.key, str(event.id)), encode(event))
+    return Message(
+        str(event.id), event.type, lane_of(event.schema, event.entity, event.key, str(event.id)), encode(event)
+    )

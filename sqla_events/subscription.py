@@ -38,7 +38,9 @@ class Subscription:
         for pattern in self.patterns:
             check_pattern(pattern)
         if not callable(self.handler):
-            raise ConfigError(f"the handler of {', '.join(self.patterns)} is {self.handler!r}; it must be callable with one event")
+            raise ConfigError(
+                f"the handler of {', '.join(self.patterns)} is {self.handler!r}; it must be callable with one event"
+            )
         if self.timeout is not None and not self.is_async:
             raise ConfigError(
                 f"subscription {self.name!r} has a timeout of {self.timeout!r} s, but a plain function cannot be interrupted; "
@@ -79,7 +81,11 @@ def patterns_of(targets: Sequence[Any], default_schema: str) -> tuple[str, ...]:
     if all(isinstance(target, str) for target in targets):
         return tuple(check_pattern(target) for target in targets)
     operations = targets[1:] or ("*",)
-    return tuple(f"{table}.{check_pattern(operation)}" for table in _tables_of(targets[0], default_schema) for operation in operations)
+    return tuple(
+        f"{table}.{check_pattern(operation)}"
+        for table in _tables_of(targets[0], default_schema)
+        for operation in operations
+    )
 
 
 def _tables_of(target: Any, default_schema: str) -> Iterable[str]:
@@ -119,7 +125,9 @@ class Subscriptions:
         :raises ConfigError: if the group has one of that name.
         """
         if subscription.name in self._all:
-            raise ConfigError(f"group {subscription.group!r} already has a subscription named {subscription.name!r}; give this one another name=")
+            raise ConfigError(
+                f"group {subscription.group!r} already has a subscription named {subscription.name!r}; give this one another name="
+            )
         self._all[subscription.name] = subscription
         self._rebuild()
 

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-
 _handling: contextvars.ContextVar[bool] = contextvars.ContextVar("sqla_events_handling", default=False)
 
 
@@ -47,7 +46,9 @@ class Tasks:
     def put(self, job: Job) -> None:
         """Run a job as soon as a worker is free; ``done`` is called with it on the loop."""
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._work(), name=f"sqla-events-worker-{n}") for n in range(self._count)]
+            self._tasks = [
+                asyncio.create_task(self._work(), name=f"sqla-events-worker-{n}") for n in range(self._count)
+            ]
         self._jobs.put_nowait(job)
 
     async def _work(self) -> None:

@@ -172,7 +172,9 @@ class Capture:
                 buffer.written += [(id_of(one), one[2]) for one in events]
             else:
                 buffer.written += [_untracked(one[2]) for one in events]
-            if len(buffer.rows) >= DRAIN_AT and plan.verb != "read":  # a result is being fetched: its connection is busy
+            if (
+                len(buffer.rows) >= DRAIN_AT and plan.verb != "read"
+            ):  # a result is being fetched: its connection is busy
                 self._drain(connection, buffer)
 
     def _gap(self, table: str, statement: str, reason: str) -> None:
@@ -182,14 +184,15 @@ class Capture:
         self._signals.emit(Gap(statement[:1000], reason))
         message = f"{reason} writes to {table!r} and is not captured: {statement[:200]}"
         if self._settings.on_gap == "raise":
-            raise CaptureError(f"{message}; write it with insert(), update() or delete(), or set capture.on_gap to 'warn' or 'ignore'")
+            raise CaptureError(
+                f"{message}; write it with insert(), update() or delete(), or set capture.on_gap to 'warn' or 'ignore'"
+            )
         logger.warning("%s", message)
 
     def _read(self, session: Session, instance: Any) -> None:
         """An entity was loaded: one event for each of its captured tables, written when the transaction commits."""
         state = sa.inspect(instance)
-        bind = session.get_bind(state.mapper)
-        if getattr(bind, "engine", bind).pool is not self._engine.pool:
+        if session.get_bind(state.mapper).engine.pool is not self._engine.pool:
             return
         connection = session.connection(bind_arguments={"mapper": state.mapper})
         for table in state.mapper.tables:

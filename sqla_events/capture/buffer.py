@@ -44,7 +44,9 @@ class Buffer:
         """:raises CaptureError: if every statement commits by itself: the event could be lost or lie."""
         if self.checked:
             return
-        level = connection.get_execution_options().get("isolation_level") or getattr(connection.dialect, "_on_connect_isolation_level", None)
+        level = connection.get_execution_options().get("isolation_level") or getattr(
+            connection.dialect, "_on_connect_isolation_level", None
+        )
         if level == "AUTOCOMMIT":
             raise CaptureError(
                 "the connection is in AUTOCOMMIT, where a write and its event cannot commit together; "
@@ -55,7 +57,7 @@ class Buffer:
 
 def buffer_of(connection: Connection) -> Buffer:
     """The buffer of a connection, made on first use."""
-    buffer = connection.__dict__.get(ATTRIBUTE)
+    buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
     if buffer is None:
         buffer = connection.__dict__[ATTRIBUTE] = Buffer()
-    return buffer  # type: ignore[no-any-return]
+    return buffer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -29,15 +29,20 @@ class Choice:
     def has(self, table: sa.Table) -> bool:
         """Whether the table is one of them."""
         full = f"{table.schema or self._default_schema}.{table.name}"
-        return table in self._tables or any(fnmatchcase(full, one) or fnmatchcase(f"{full}.create", one) for one in self._patterns)
+        return table in self._tables or any(
+            fnmatchcase(full, one) or fnmatchcase(f"{full}.create", one) for one in self._patterns
+        )
 
 
 def _tables_of(one: Any) -> list[sa.Table]:
     found = sa.inspect(one, raiseerr=False)
-    tables = list(found.tables) if isinstance(found, Mapper) else [one]
-    if not all(isinstance(table, sa.Table) for table in tables):
-        raise ConfigError(f"capture.include or capture.exclude has {one!r}; it must be a pattern, a mapped class or a Table")
-    return tables
+    tables: Iterable[Any] = found.tables if isinstance(found, Mapper) else [one]
+    chosen = [table for table in tables if isinstance(table, sa.Table)]
+    if not chosen:
+        raise ConfigError(
+            f"capture.include or capture.exclude has {one!r}; it must be a pattern, a mapped class or a Table"
+        )
+    return chosen
 
 
 def columns(patterns: tuple[str, ...], word: str, default_schema: str) -> Callable[[sa.Column[Any]], bool]:

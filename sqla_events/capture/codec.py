@@ -149,18 +149,25 @@ SQL_NULL = _SqlNull()
 def _binder(kind: TypeEngine[Any], dialect: Dialect) -> tuple[Form | None, TypeEngine[Any]]:
     """What brings a bound value to the level of the SQL type, and that type."""
     steps: list[Form] = []
-    variants = getattr(kind, "_variant_mapping", {})
-    kind = variants.get(dialect.name, kind)
+    kind = kind._variant_mapping.get(dialect.name, kind)
     while isinstance(kind, TypeDecorator):
         if isinstance(kind, PickleType):
-            steps.append(lambda value, kind=kind: None if value is None else kind.pickler.dumps(value, kind.protocol))
-            return _chain(steps), sa.LargeBinary()
+            return _chain([*steps, _pickled(kind)]), sa.LargeBinary()
         if isinstance(kind, sa.Interval):
             return _chain(steps), sa.Interval()
         if type(kind).process_bind_param is not TypeDecorator.process_bind_param:
-            steps.append(lambda value, kind=kind: kind.process_bind_param(value, dialect))
-        kind = kind.load_dialect_impl(dialect) if type(kind).load_dialect_impl is not TypeDecorator.load_dialect_impl else kind.impl_instance
+            steps.append(_processed(kind, dialect))
+        own = type(kind).load_dialect_impl is not TypeDecorator.load_dialect_impl
+        kind = kind.load_dialect_impl(dialect) if own else kind.impl_instance
     return _chain(steps), kind
+
+
+def _pickled(kind: PickleType) -> Form:
+    return lambda value: None if value is None else kind.pickler.dumps(value, kind.protocol)
+
+
+def _processed(kind: TypeDecorator[Any], dialect: Dialect) -> Form:
+    return lambda value: kind.process_bind_param(value, dialect)
 
 
 def _chain(steps: list[Form]) -> Form | None:
@@ -243,7 +250,9 @@ class TableCodec:
         kind = type(value)
         if self.placeholder:
             return f"{UNENCODABLE} {kind.__qualname__}"
-        raise CaptureError(f"{self.table.fullname}.{name} has a {kind.__module__}.{kind.__qualname__} that cannot be put into an event: {error}") from error
+        raise CaptureError(
+            f"{self.table.fullname}.{name} has a {kind.__module__}.{kind.__qualname__} that cannot be put into an event: {error}"
+        ) from error
 
     def _lowered(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types, bound: bool) -> Any:
         if value is SQL_NULL:

@@ -28,8 +28,13 @@ from .select import changed_rows, present_rows
 
 VERBS: tuple[tuple[type, str], ...] = ((dml.Insert, "create"), (dml.Update, "update"), (dml.Delete, "delete"))
 
-_TEXT = re.compile(r"\s*(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|REPLACE\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+(?:ONLY\s+)?([\w.\"`\[\]]+)", re.I)
-_CTE = re.compile(r"\s*WITH\b.*\b(INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+([\w.\"`\[\]]+)", re.I | re.S)
+_TEXT = re.compile(
+    r"\s*(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|REPLACE\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+(?:ONLY\s+)?([\w.\"`\[\]]+)",
+    re.IGNORECASE,
+)
+_CTE = re.compile(
+    r"\s*WITH\b.*\b(INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+([\w.\"`\[\]]+)", re.IGNORECASE | re.DOTALL
+)
 
 MAX_STATES = 20_000
 
@@ -78,7 +83,9 @@ class Listener:
 
     # Before ------------------------------------------------------------------------------------------------------
 
-    def _before_execute(self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any]) -> Any:
+    def _before_execute(
+        self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any]
+    ) -> Any:
         plan = self._plan(connection, element, multi, options)
         if plan is None:
             return element, multi, single
@@ -86,7 +93,9 @@ class Listener:
         buffer.refuse_autocommit(connection)
         if plan.many and not plan.unit_of_work and plan.verb != "create":
             plan.before = present_rows(connection, plan, multi)
-        elif plan.verb == "update" and not plan.unit_of_work and self._always and not ride.old_rides(connection.dialect):
+        elif (
+            plan.verb == "update" and not plan.unit_of_work and self._always and not ride.old_rides(connection.dialect)
+        ):
             plan.before = present_rows(connection, plan, [single] if single else multi or [{}])
         buffer.plans.append(plan)
         return plan.element, multi, single
@@ -116,7 +125,12 @@ class Listener:
 
     def _look_for_gap(self, on_gap: OnGap, sql: str, context: Any) -> None:
         """Writes that no statement object tells: text, and a data-modifying CTE under a SELECT."""
-        if context is not None and getattr(context, "compiled", None) is not None and not getattr(context, "is_text", False) and not _is_cte(sql):
+        if (
+            context is not None
+            and getattr(context, "compiled", None) is not None
+            and not getattr(context, "is_text", False)
+            and not _is_cte(sql)
+        ):
             return
         match = _TEXT.match(sql) or (_CTE.match(sql) if _is_cte(sql) else None)
         if match:
@@ -125,16 +139,21 @@ class Listener:
 
     # After -------------------------------------------------------------------------------------------------------
 
-    def _after_cursor(self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool) -> None:
+    def _after_cursor(
+        self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
+    ) -> None:
         plan = _plan_for(connection, context)
         if plan is not None and plan.ride:
             ride.take_off(plan, dbapi_cursor, context)
 
-    def _after_execute(self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any], result: Any) -> None:
+    def _after_execute(
+        self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any], result: Any
+    ) -> None:
         buffer = buffer_of(connection)
         if not buffer.plans or buffer.plans[-1].element is not element:
             return
         plan = buffer.plans.pop()
+        rows: Sequence[Row]
         if plan.before is not None and plan.many:
             rows = changed_rows(connection, plan)
         else:
@@ -176,7 +195,13 @@ def table_of(statement: Any) -> sa.Table | None:
     table = said.get("_emit_update_table", said.get("_emit_insert_table", statement.table))
     while isinstance(table, sa.sql.selectable.AliasedReturnsRows):
         table = table.element
-    return table._deannotate() if isinstance(table, sa.Table) and table._annotations else table if isinstance(table, sa.Table) else None
+    return (
+        table._deannotate()
+        if isinstance(table, sa.Table) and table._annotations
+        else table
+        if isinstance(table, sa.Table)
+        else None
+    )
 
 
 def _telling_keys(connection: Connection, statement: Any, table: sa.Table, multi: Any) -> Any:
@@ -191,7 +216,11 @@ def _telling_keys(connection: Connection, statement: Any, table: sa.Table, multi
     given = multi[0]
     if statement._post_values_clause is not None:  # an upsert: only the database knows which rows it wrote
         return statement.return_defaults()
-    missing = [column for column in table.columns if column.key not in given and (column.primary_key or column.server_default is not None)]
+    missing = [
+        column
+        for column in table.columns
+        if column.key not in given and (column.primary_key or column.server_default is not None)
+    ]
     return statement.return_defaults() if missing else statement
 
 

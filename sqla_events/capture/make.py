@@ -52,9 +52,20 @@ class Maker:
             payload, types = self._payload(plan.codec, row, verb)
             made.append(
                 (
-                    self._new_id(), "database", _type(schema, entity, verb), schema, entity, verb, plan.codec.key_text(row.key), payload,
-                    _joined(types, special) if special else types, metadata, user_id, session_id, instance,
-                )  # fmt: skip
+                    self._new_id(),
+                    "database",
+                    _type(schema, entity, verb),
+                    schema,
+                    entity,
+                    verb,
+                    plan.codec.key_text(row.key),
+                    payload,
+                    _joined(types, special) if special else types,
+                    metadata,
+                    user_id,
+                    session_id,
+                    instance,
+                )
             )
         return made
 

@@ -71,4 +71,3 @@ def _copy(connection: Connection, tables: Tables, rows: Sequence[tuple[Any, ...]
                 copy.write_row(row)
     finally:
         raw.close()
-

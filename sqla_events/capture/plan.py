@@ -67,4 +67,9 @@ class Row(msgspec.Struct, gc=False):
 
 def may_change(column: sa.Column[Any], set_keys: set[str]) -> bool:
     """Whether an UPDATE may change this column to something that its parameters do not say."""
-    return column.key in set_keys or column.computed is not None or column.onupdate is not None or column.server_onupdate is not None
+    return (
+        column.key in set_keys
+        or column.computed is not None
+        or column.onupdate is not None
+        or column.server_onupdate is not None
+    )

@@ -42,13 +42,19 @@ def along(plan: Plan, sql: str, context: Any, executemany: bool) -> str:
         riders.append(f"({_owner(plan, context)}.xmax = 0)")
     if plan.want_old and plan.verb == "update" and not plan.unit_of_work and old_rides(context.dialect):
         plan.ride += tuple(OLD + key for key in wanted)
-        riders += [f"old.{context.dialect.identifier_preparer.format_column(plan.table.columns[key])}" for key in wanted]
+        riders += [
+            f"old.{context.dialect.identifier_preparer.format_column(plan.table.columns[key])}" for key in wanted
+        ]
     joint = ", " if context.compiled.effective_returning else " RETURNING "
     return sql + joint + ", ".join(riders)
 
 
 def _can_return(plan: Plan, dialect: Any) -> bool:
-    return bool({"create": dialect.insert_returning, "update": dialect.update_returning, "delete": dialect.delete_returning}[plan.verb])
+    return bool(
+        {"create": dialect.insert_returning, "update": dialect.update_returning, "delete": dialect.delete_returning}[
+            plan.verb
+        ]
+    )
 
 
 def _wanted(plan: Plan, context: Any) -> tuple[str, ...]:
@@ -59,7 +65,9 @@ def _wanted(plan: Plan, context: Any) -> tuple[str, ...]:
         return _unsaid(plan, context)
     if plan.verb == "update":
         given = context.compiled_parameters[0]
-        return tuple(column.key for column in plan.table.columns if column.key not in given and may_change(column, plan.set_keys))
+        return tuple(
+            column.key for column in plan.table.columns if column.key not in given and may_change(column, plan.set_keys)
+        )
     return ()
 
 
@@ -81,7 +89,13 @@ def _unsaid(plan: Plan, context: Any) -> tuple[str, ...]:
 
 def has_default(column: sa.Column[Any]) -> bool:
     """Whether a column that is not given becomes something else than NULL."""
-    return column.server_default is not None or column.default is not None or column.primary_key or column.computed is not None or column.identity is not None
+    return (
+        column.server_default is not None
+        or column.default is not None
+        or column.primary_key
+        or column.computed is not None
+        or column.identity is not None
+    )
 
 
 def _sql(plan: Plan, key: str, context: Any) -> str:
@@ -118,7 +132,9 @@ def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> None:
 
 
 def _leave(context: Any, dbapi_cursor: Any, rows: list[tuple[Any, ...]], description: Any) -> None:
-    context.cursor_fetch_strategy = cursor.FullyBufferedCursorFetchStrategy(dbapi_cursor, alternate_description=description, initial_buffer=rows)
+    context.cursor_fetch_strategy = cursor.FullyBufferedCursorFetchStrategy(
+        dbapi_cursor, alternate_description=description, initial_buffer=rows
+    )
     context.fetchall_for_returning = lambda _: rows
 
 

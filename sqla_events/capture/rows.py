@@ -28,11 +28,13 @@ def rows_of(plan: Plan, context: Any, buffer: Buffer) -> Sequence[Row]:
 def _ridden(plan: Plan, context: Any) -> list[Row]:
     """A statement of anybody's: every row came back whole."""
     rows = []
-    changed = plan.set_keys | {key for given in context.compiled_parameters for key in given if key in plan.table.columns}
+    changed = plan.set_keys | {
+        key for given in context.compiled_parameters for key in given if key in plan.table.columns
+    }
     for row in plan.rode:
         key = {name: row[name] for name in plan.codec.key}
         if plan.verb == "create":
-            rows.append(_upserted(plan, key, row) if plan.upsert else Row(key, after=row))
+            rows.append(_upserted(key, row) if plan.upsert else Row(key, after=row))
         elif plan.verb == "delete":
             rows.append(Row(key, before=row))
         else:
@@ -45,7 +47,7 @@ def _ridden(plan: Plan, context: Any) -> list[Row]:
     return rows
 
 
-def _upserted(plan: Plan, key: dict[str, Any], row: dict[str, Any]) -> Row:
+def _upserted(key: dict[str, Any], row: dict[str, Any]) -> Row:
     new = row.get(INSERTED)
     after = {name: value for name, value in row.items() if name != INSERTED}
     if new is None:
@@ -70,9 +72,10 @@ def _told(plan: Plan, context: Any) -> list[dict[str, Any]]:
     """What the database answered to an INSERT: keys, server defaults, what rode along; a dict for each row."""
     returned = [getattr(column, "key", None) for column in context.compiled.effective_returning or ()]
     keys = [column.key for column in plan.table.primary_key]
-    answers: list[dict[str, Any]] = []
-    for row in context.returned_default_rows or ():
-        answers.append({} if row is None else {key: _answer(plan, key, value) for key, value in zip(returned, row, strict=False) if key})
+    answers: list[dict[str, Any]] = [
+        {key: _answer(plan, key, value) for key, value in zip(returned, row or (), strict=False) if key}
+        for row in context.returned_default_rows or ()
+    ]
     for index, row in enumerate(context.inserted_primary_key_rows):
         found = {key: value for key, value in zip(keys, row, strict=False) if value is not None}
         if index < len(answers):
@@ -112,7 +115,9 @@ def _updated(plan: Plan, context: Any, buffer: Buffer) -> list[Row]:
     given_keys = [column.key for column in table.columns if column.key in parameters[0]]
     rode = plan.rode[0] if plan.rode and not plan.many else {}
     unknown = tuple(
-        str(column.name) for column in table.columns if may_change(column, set_keys) and column.key not in given_keys and column.key not in rode
+        str(column.name)
+        for column in table.columns
+        if may_change(column, set_keys) and column.key not in given_keys and column.key not in rode
     )
     rows = []
     for given in parameters:

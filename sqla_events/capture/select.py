@@ -12,7 +12,9 @@ from .codec import Loaded
 from .plan import Plan, Row, may_change
 
 
-def present_rows(connection: Connection, plan: Plan, parameters: Iterable[Any]) -> dict[tuple[Any, ...], dict[str, Loaded]]:
+def present_rows(
+    connection: Connection, plan: Plan, parameters: Iterable[Any]
+) -> dict[tuple[Any, ...], dict[str, Loaded]]:
     """The rows that the statement's WHERE selects now, locked, by primary key."""
     query = _rows(plan, plan.statement.table).where(*plan.statement._where_criteria)
     if connection.dialect.name == "postgresql":
@@ -26,7 +28,9 @@ def present_rows(connection: Connection, plan: Plan, parameters: Iterable[Any]) 
 def _rows(plan: Plan, source: Any) -> sa.Select[Any]:
     """Every captured column at the level of its SQL type."""
     columns = plan.codec.columns
-    chosen = [sa.type_coerce(source.c[key], columns[key].kind).label(f"c{number}") for number, key in enumerate(columns)]
+    chosen = [
+        sa.type_coerce(source.c[key], columns[key].kind).label(f"c{number}") for number, key in enumerate(columns)
+    ]
     return sa.select(*chosen).select_from(source)
 
 
@@ -56,4 +60,8 @@ def _change(plan: Plan, before: dict[str, Loaded], after: dict[str, Loaded]) -> 
         for column in plan.table.columns
         if column.key in after and (may_change(column, set_here) or after[column.key].value != before[column.key].value)
     ]
-    return Row({name: before[name] for name in plan.codec.key}, {key: before[key] for key in changed}, {key: after[key] for key in changed})
+    return Row(
+        {name: before[name] for name in plan.codec.key},
+        {key: before[key] for key in changed},
+        {key: after[key] for key in changed},
+    )

@@ -8,6 +8,7 @@ owner changes, and every write names it: a process that was paused for longer th
 from __future__ import annotations
 
 import datetime as dt
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,10 @@ class Progress:
     """What one commit writes."""
 
     position: Position
+    highs: tuple[int, ...]
+    """What ``high`` may be in the row now."""
+    last: tuple[int, str] | None = None
+    """Seq and id of the row that the new ``high`` rests on, where it moves."""
     filled: Ranges = ()
     started_at: dt.datetime | None = None
     """When the first event of the batch was read; None: there is no batch, the lease is only renewed."""
@@ -104,13 +109,17 @@ def _create(connection: Connection, tables: Tables, settings: ReaderSettings) ->
 def commit(connection: Connection, tables: Tables, lease: Lease, progress: Progress, seconds: float) -> int | None:
     """Write the position and what belongs to it, renew the lease, and return this transaction's id (None on SQLite).
 
-    :raises LeaseLost: if the lease has another owner; nothing is written.
+    :raises LeaseLost: if the lease has another owner, or the log is not the one that was read; nothing is written.
     """
     table = tables.positions
     begin_writing(connection)
     update = (
         sa.update(table)
-        .where(*_this(table, lease.group, lease.partition), table.c.epoch == lease.epoch)
+        .where(
+            *_this(table, lease.group, lease.partition),
+            table.c.epoch == lease.epoch,
+            *_same_log(tables, progress.highs, progress.last),
+        )
         .values(
             high=progress.position.high,
             gaps=progress.position.gaps_text,
@@ -124,6 +133,19 @@ def commit(connection: Connection, tables: Tables, lease: Lease, progress: Progr
     if progress.troubles:
         write_troubles(connection, tables, lease.group, progress.troubles)
     return horizon
+
+
+def _same_log(tables: Tables, highs: Sequence[int], last: tuple[int, str] | None) -> list[sa.ColumnElement[bool]]:
+    """That the position is one we wrote and the last row is still what we read.
+
+    A server that fell back to an older state (asynchronous commit and a crash, a fail-over) gives numbers out again:
+    whoever went on from memory would lose the events that got them.
+    """
+    conditions: list[sa.ColumnElement[bool]] = [tables.positions.c.high.in_(highs)]
+    if last is not None:
+        e = tables.events
+        conditions.append(sa.exists().where(e.c.seq == last[0], e.c.id == uuid.UUID(last[1])))
+    return conditions
 
 
 def _one(connection: Connection, update: sa.Update, lease: Lease) -> int | None:
@@ -167,23 +189,17 @@ def release(connection: Connection, tables: Tables, lease: Lease) -> None:
 
 
 def still_holds(
-    connection: Connection, tables: Tables, lease: Lease, positions: Sequence[Position], last: tuple[int, str] | None
+    connection: Connection, tables: Tables, lease: Lease, highs: Sequence[int], last: tuple[int, str] | None
 ) -> bool:
-    """Whether, after the connection was lost, the log is still what this owner took it for.
-
-    The epoch must be ours, the position one that we committed or tried to, and the last row we read (seq, id) must be there: a server
-    that fell back to an older state (asynchronous commit and a crash, a failover) may give its number to another event.
-    """
+    """Whether, after the connection was lost, the log is still what this owner took it for."""
     table = tables.positions
-    row = connection.execute(
-        sa.select(table.c.epoch, table.c.high, table.c.gaps).where(*_this(table, lease.group, lease.partition))
-    ).one_or_none()
-    if row is None or row.epoch != lease.epoch or Position.parse(row.high, row.gaps) not in positions:
-        return False
-    if last is None:
-        return True
-    found = connection.execute(sa.select(tables.events.c.id).where(tables.events.c.seq == last[0])).scalar()
-    return found is not None and str(found) == last[1]
+    conditions = (table.c.epoch == lease.epoch, *_same_log(tables, highs, last))
+    return (
+        connection.execute(
+            sa.select(table.c.high).where(*_this(table, lease.group, lease.partition), *conditions)
+        ).first()
+        is not None
+    )
 
 
 def _this(table: sa.Table, group: str, partition: int) -> tuple[sa.ColumnElement[bool], ...]:

@@ -154,7 +154,7 @@ class Ledger:
         self._holes: list[_Holes] = []
         """Those before."""
         self._committed = position
-        self._attempted: list[Position] = []
+        self._attempted: list[int] = []
         self._settled: list[int] = []
         self._dirty = False
 
@@ -259,7 +259,7 @@ class Ledger:
 
     def failed(self, commit: Commit) -> None:
         """Nobody knows whether it was: what it settled goes into the next one."""
-        self._attempted.append(commit.position)
+        self._attempted.append(commit.position.high)
         self._settled = [*commit.settled, *self._settled]
         self._dirty = True
 
@@ -274,9 +274,9 @@ class Ledger:
         return self._committed
 
     @property
-    def possibly_committed(self) -> tuple[Position, ...]:
+    def possible_highs(self) -> tuple[int, ...]:
         """What the row may say: a commit whose answer was lost may have happened."""
-        return (self._committed, *self._attempted)
+        return (self._committed.high, *self._attempted)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,8 @@ class Reader:
         return max(1, min(limit, int(BATCH_BYTES / self._row_bytes)) if self._row_bytes else limit)
 
     def _handed_out(self, rows: Sequence[Row]) -> list[LogDelivery]:
-        self._last = (rows[-1].seq, rows[-1].id)
+        if self._last is None or rows[-1].seq > self._last[0]:
+            self._last = (rows[-1].seq, rows[-1].id)
         self._row_bytes = max(sum(len(row.payload) for row in rows) / len(rows), self._row_bytes / 2)
         if not self._known:
             return [LogDelivery(self, row) for row in rows]
@@ -169,12 +170,17 @@ class Reader:
         failures = self._held.failures
         self._ledger.forget_horizons()
         async with self._committing:
-            positions = self._ledger.possibly_committed
-            if not await self._held.run(leases.still_holds, self._tables, self.lease, positions, self._last):
-                raise LeaseLost(
+            highs, last = self._ledger.possible_highs, self._last_beyond()
+            if not await self._held.run(leases.still_holds, self._tables, self.lease, highs, last):
+                self._ended = LeaseLost(
                     f"the log changed while the connection of group {self.lease.group!r} was lost; reading begins anew"
                 )
+                raise self._ended
         self._failures = failures
+
+    def _last_beyond(self) -> tuple[int, str] | None:
+        """The last row read, where it is not committed yet (retention may have deleted it otherwise)."""
+        return self._last if self._last and self._last[0] > self._ledger.last_committed.high else None
 
     # Settling ----------------------------------------------------------------------------------------------------
 
@@ -239,9 +245,10 @@ class Reader:
 
     async def _commit(self) -> None:
         asked = time.monotonic()
+        highs, last = self._ledger.possible_highs, self._last_beyond()
         commit, troubles = self._ledger.begin_commit(), self._outcomes.take()
         moved = bool(commit.settled) or commit.position.high != self._ledger.last_committed.high
-        progress = Progress(commit.position, commit.filled, self._started if moved else None, troubles)
+        progress = Progress(commit.position, highs, last, commit.filled, self._started if moved else None, troubles)
         try:
             horizon = await self._database.run(leases.commit, self._tables, self.lease, progress, self._settings.lease)
         except BaseException:
@@ -261,7 +268,7 @@ class Reader:
                 await self._until_due()
                 await self._available(self.commit)
         except Exception as error:
-            self._ended = error
+            self._ended = self._ended or error
             self._room.set()
             self._ear.hear()
 

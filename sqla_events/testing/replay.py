@@ -20,7 +20,9 @@ from ..errors import EventError
 from ..event import Event
 
 
-def apply(connection: Connection, metadata: sa.MetaData, events: Iterable[Event], default_schema: str = "public") -> int:
+def apply(
+    connection: Connection, metadata: sa.MetaData, events: Iterable[Event], default_schema: str = "public"
+) -> int:
     """Apply captured events to the tables of ``metadata``; returns how many were applied.
 
     :raises EventError: for an event of a table that ``metadata`` does not have, or that matches no row.
@@ -30,7 +32,9 @@ def apply(connection: Connection, metadata: sa.MetaData, events: Iterable[Event]
     for event in events:
         table = tables.get((event.schema or default_schema, event.entity or ""))
         if table is None:
-            raise EventError(f"event {event.seq} is about {event.schema}.{event.entity}, which is no table of this metadata")
+            raise EventError(
+                f"event {event.seq} is about {event.schema}.{event.entity}, which is no table of this metadata"
+            )
         if event.operation != "read":
             _apply_one(connection, table, event)
             count += 1
@@ -44,7 +48,9 @@ def _apply_one(connection: Connection, table: sa.Table, event: Event) -> None:
         connection.execute(sa.insert(table).values(_values(table, event.after)))
         return
     where = _where(table, event.payload["key"] or event.before)
-    statement = sa.delete(table) if event.operation == "delete" else sa.update(table).values(_values(table, event.after))
+    statement = (
+        sa.delete(table) if event.operation == "delete" else sa.update(table).values(_values(table, event.after))
+    )
     if event.operation == "update" and not event.after:
         return
     matched = connection.execute(statement.where(*where)).rowcount
@@ -53,11 +59,18 @@ def _apply_one(connection: Connection, table: sa.Table, event: Event) -> None:
 
 
 def _where(table: sa.Table, key: Mapping[str, Any]) -> list[Any]:
-    return [_column(table, name).is_(None) if value is None else _column(table, name) == _bound(table, name, value) for name, value in key.items()]
+    return [
+        _column(table, name).is_(None) if value is None else _column(table, name) == _bound(table, name, value)
+        for name, value in key.items()
+    ]
 
 
 def _values(table: sa.Table, values: Mapping[str, Any]) -> dict[Any, Any]:
-    return {_column(table, name): _bound(table, name, value) for name, value in values.items() if _column(table, name).computed is None}
+    return {
+        _column(table, name): _bound(table, name, value)
+        for name, value in values.items()
+        if _column(table, name).computed is None
+    }
 
 
 def _column(table: sa.Table, name: str) -> sa.Column[Any]:
@@ -95,5 +108,7 @@ def differences(source: Connection, copy: Connection, metadata: sa.MetaData) -> 
 
 def _rows(connection: Connection, table: sa.Table) -> Counter[str]:
     """Rows as the driver returns them, below every type of SQLAlchemy's."""
-    raw = [sa.type_coerce(column, sa.types.NullType()).label(f"c{number}") for number, column in enumerate(table.columns)]
+    raw = [
+        sa.type_coerce(column, sa.types.NullType()).label(f"c{number}") for number, column in enumerate(table.columns)
+    ]
     return Counter(repr(tuple(row)) for row in connection.execute(sa.select(*raw).select_from(table)))

@@ -178,7 +178,11 @@ def test_choosing_tables_operations_and_columns(stage: Stage) -> None:
         item.tags = []
         session.delete(item)
     events = stage.events()
-    assert sorted(event.type for event in events) == ["public.items.create", "public.items.update", "public.tags.create"]
+    assert sorted(event.type for event in events) == [
+        "public.items.create",
+        "public.items.update",
+        "public.tags.create",
+    ]
     for event in events:
         assert "secret" not in repr(event.payload)
         assert not {"blob", "loud"} & event.after.keys()
@@ -243,7 +247,10 @@ def test_read_events_are_off_and_can_be_switched_on(stage: Stage) -> None:
     with stage.session() as session, session.begin():
         session.scalars(sa.select(Tag).order_by(Tag.id)).all()
     reads = stage.events("*.*.read")
-    assert [(event.type, event.key, event.after["name"]) for event in reads] == [("public.tags.read", "1", "a"), ("public.tags.read", "2", "b")]
+    assert [(event.type, event.key, event.after["name"]) for event in reads] == [
+        ("public.tags.read", "1", "a"),
+        ("public.tags.read", "2", "b"),
+    ]
 
 
 def test_context_is_that_of_the_write(stage: Stage) -> None:
@@ -266,9 +273,20 @@ def test_uninstalling_leaves_no_listener(stage: Stage) -> None:
     registries = (stage.engine.dispatch, Mapper.dispatch, Session.dispatch)
 
     def count() -> list[int]:
-        names = ("before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute", "commit", "rollback", "savepoint")
+        names = (
+            "before_execute",
+            "after_execute",
+            "before_cursor_execute",
+            "after_cursor_execute",
+            "commit",
+            "rollback",
+            "savepoint",
+        )
         engine = [len(getattr(registries[0], name)) for name in names]
-        mapper = [len(list(getattr(Mapper.dispatch, name)._clslevel.get(Mapper, ()))) for name in ("before_update", "before_delete")]
+        mapper = [
+            len(list(getattr(Mapper.dispatch, name)._clslevel.get(Mapper, ())))
+            for name in ("before_update", "before_delete")
+        ]
         return engine + mapper
 
     before = count()

@@ -15,7 +15,22 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from tests.capture.conftest import Stage
-from tests.capture.model import Child, Color, Dog, Item, Manager, Owner, Parent, Person, Pet, Point, Seat, Tag, item_tags, no_key
+from tests.capture.model import (
+    Child,
+    Color,
+    Dog,
+    Item,
+    Manager,
+    Owner,
+    Parent,
+    Person,
+    Pet,
+    Point,
+    Seat,
+    Tag,
+    item_tags,
+    no_key,
+)
 
 Path = Callable[[Session], Any]
 PATHS: list[Path] = []
@@ -188,7 +203,7 @@ def merge_and_pickle(s: Session) -> None:
     s.commit()
     _ = one.label
     s.expunge(one)
-    back = pickle.loads(pickle.dumps(one))  # noqa: S301
+    back = pickle.loads(pickle.dumps(one))
     back.label = "merged"
     s.merge(back)
     s.merge(Item(id=one.id + 100, label="new"))
@@ -225,9 +240,14 @@ def orm_update_and_delete(s: Session) -> None:
     s.add_all([Item(label=x, count=n) for n, x in enumerate("abcdef")])
     s.flush()
     for mode in ("auto", "evaluate", "fetch", False):
-        done = s.execute(sa.update(Item).where(Item.count < 4).values(count=Item.count + 1), execution_options={"synchronize_session": mode})
+        done = s.execute(
+            sa.update(Item).where(Item.count < 4).values(count=Item.count + 1),
+            execution_options={"synchronize_session": mode},
+        )
         assert done.rowcount >= 1
-    assert s.execute(sa.update(Item).where(Item.label == "f").values(label="F").returning(Item.label, Item.touched)).all() == [("F", 7)]
+    assert s.execute(
+        sa.update(Item).where(Item.label == "f").values(label="F").returning(Item.label, Item.touched)
+    ).all() == [("F", 7)]
     assert s.execute(sa.delete(Item).where(Item.label.in_(["a", "b"]))).rowcount == 2
     assert s.scalars(sa.delete(Item).where(Item.label == "F").returning(Item.label)).all() == ["F"]
     assert s.execute(sa.update(Item).where(Item.label == "nobody").values(label="x")).rowcount == 0
@@ -255,8 +275,14 @@ def query_update_and_delete(s: Session) -> None:
 def core_statements_in_the_session(s: Session) -> None:
     table = Item.__table__
     s.execute(table.insert(), [{"lbl": "a", "loud": "x"}, {"lbl": "b", "loud": "y"}])
-    s.execute(table.update().where(table.c.lbl == sa.bindparam("which")).values(count=sa.bindparam("n")), [{"which": "a", "n": 5}, {"which": "b", "n": 6}])
-    s.execute(table.update().where(table.c.lbl == sa.bindparam("which")).values(count=sa.bindparam("n")), {"which": "a", "n": 55})
+    s.execute(
+        table.update().where(table.c.lbl == sa.bindparam("which")).values(count=sa.bindparam("n")),
+        [{"which": "a", "n": 5}, {"which": "b", "n": 6}],
+    )
+    s.execute(
+        table.update().where(table.c.lbl == sa.bindparam("which")).values(count=sa.bindparam("n")),
+        {"which": "a", "n": 55},
+    )
     s.execute(table.delete().where(table.c.lbl == sa.bindparam("which")), [{"which": "a"}, {"which": "nobody"}])
 
 
@@ -282,7 +308,10 @@ def aliased_target(s: Session) -> None:
 def update_from_another_table(s: Session) -> None:
     s.add_all([Item(label="a"), Item(label="b"), Tag(name="a")])
     s.flush()
-    s.execute(sa.update(Item).where(Item.label == Tag.name).values(state=Tag.name), execution_options={"synchronize_session": False})
+    s.execute(
+        sa.update(Item).where(Item.label == Tag.name).values(state=Tag.name),
+        execution_options={"synchronize_session": False},
+    )
 
 
 @path
@@ -293,7 +322,10 @@ def upserts(s: Session) -> None:
     new = insert(Seat).values([{"row": "A", "number": 1, "guest": "up"}, {"row": "B", "number": 2, "guest": "in"}])
     s.execute(new.on_conflict_do_update(index_elements=["row", "number"], set_={"guest": new.excluded.guest}))
     s.execute(insert(Seat).values(row="A", number=1, guest="no").on_conflict_do_nothing())
-    s.execute(insert(Seat).on_conflict_do_nothing(), [{"row": "A", "number": 1, "guest": "no"}, {"row": "C", "number": 3, "guest": "in"}])
+    s.execute(
+        insert(Seat).on_conflict_do_nothing(),
+        [{"row": "A", "number": 1, "guest": "no"}, {"row": "C", "number": 3, "guest": "in"}],
+    )
 
 
 @path

@@ -114,7 +114,17 @@ def test_jupyterhub(database_url: str, tmp_path: Path) -> None:
         _hub(orm, factory)
     engine.dispose()
     entities = {event.entity for event in events}
-    assert {"users", "groups", "user_group_map", "roles", "user_role_map", "services", "spawners", "servers", "api_tokens"} <= entities
+    assert {
+        "users",
+        "groups",
+        "user_group_map",
+        "roles",
+        "user_role_map",
+        "services",
+        "spawners",
+        "servers",
+        "api_tokens",
+    } <= entities
     assert {event.operation for event in events} == {"create", "update", "delete"}
 
 

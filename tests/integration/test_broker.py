@@ -93,7 +93,11 @@ def test_patterns_choose_and_every_group_gets_everything(app: App) -> None:
     broker.stop()
     assert users.types == ["public.users.create"]
     assert sorted(creates.types) == ["public.orders.create", "public.users.create"]
-    assert sorted(everything.types) == sorted(audit.types) == ["public.orders.create", "public.orders.update", "public.users.create"]
+    assert (
+        sorted(everything.types)
+        == sorted(audit.types)
+        == ["public.orders.create", "public.orders.update", "public.users.create"]
+    )
 
 
 def test_a_restart_in_the_middle_of_a_backlog_loses_and_repeats_nothing(app: App) -> None:
@@ -311,7 +315,12 @@ async def test_an_asyncio_application(database_url: str, async_url: Callable[[st
         await asyncio.wait_for(done.wait(), 20)
     broker.uninstall()
     await engine.dispose()
-    assert sorted(event.type for event in seen) == ["public.orders.create", "public.users.create", "shop.mail.last", "shop.mail.sent"]
+    assert sorted(event.type for event in seen) == [
+        "public.orders.create",
+        "public.users.create",
+        "shop.mail.last",
+        "shop.mail.sent",
+    ]
 
 
 async def test_mode_sync_in_an_asyncio_application(database_url: str, async_url: Callable[[str], str]) -> None:

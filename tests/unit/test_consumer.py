@@ -71,7 +71,9 @@ class Handing:
 class Bench:
     """A running consumer and what a test needs to look at it."""
 
-    def __init__(self, *handlers: Callable[[Event], Any], workers: int = 4, policy: RetryPolicy = FAST, **rules: Any) -> None:
+    def __init__(
+        self, *handlers: Callable[[Event], Any], workers: int = 4, policy: RetryPolicy = FAST, **rules: Any
+    ) -> None:
         self.provider = Handing()
         self.subscriptions = Subscriptions()
         for number, handler in enumerate(handlers):

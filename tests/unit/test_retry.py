@@ -17,7 +17,9 @@ def test_delays_grow_exponentially_up_to_the_maximum() -> None:
 
 
 @given(st.integers(1, 10**6), st.floats(0, 10), st.floats(0, 100), st.floats(1, 10), st.floats(0, 2))
-def test_a_delay_stays_within_its_bounds(failures: int, first: float, most: float, factor: float, jitter: float) -> None:
+def test_a_delay_stays_within_its_bounds(
+    failures: int, first: float, most: float, factor: float, jitter: float
+) -> None:
     """Whatever the policy and however many failures: between 0 and max_delay plus jitter, and no overflow."""
     delay = RetryPolicy(initial_delay=first, max_delay=most, backoff_factor=factor, jitter=jitter).delay(failures)
     assert 0 <= delay <= most * (1 + jitter) + 1e-9
@@ -25,7 +27,15 @@ def test_a_delay_stays_within_its_bounds(failures: int, first: float, most: floa
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("max_retries", -1), ("max_retries", 1.5), ("max_retries", True), ("initial_delay", -0.1), ("backoff_factor", 0.5), ("jitter", "x"), ("max_delay", float("nan"))],
+    [
+        ("max_retries", -1),
+        ("max_retries", 1.5),
+        ("max_retries", True),
+        ("initial_delay", -0.1),
+        ("backoff_factor", 0.5),
+        ("jitter", "x"),
+        ("max_delay", float("nan")),
+    ],
 )
 def test_a_value_out_of_range_is_named(field: str, value: object) -> None:
     """The error says which setting, which value, what is allowed."""

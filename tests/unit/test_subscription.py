@@ -86,7 +86,12 @@ def test_names_and_kinds_of_handlers() -> None:
 
     assert name_of(partial(handler)) == f"{__name__}.handler"
     assert name_of(Callable_()).endswith("Callable_")
-    assert [is_coroutine_function(h) for h in (handler, coroutine, partial(coroutine), Callable_())] == [False, True, True, True]
+    assert [is_coroutine_function(h) for h in (handler, coroutine, partial(coroutine), Callable_())] == [
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_what_is_not_callable_is_an_error() -> None:
