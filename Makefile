@@ -32,7 +32,7 @@ test-local-servers: $(VENV)/.test
 
 # The log under load: SECONDS_OF_LOAD (60) for each driver and kind of reader.
 soak: $(VENV)/.test
-	SQLA_EVENTS_LOAD_SECONDS=$(SECONDS_OF_LOAD) $(RUN) -m pytest -s --timeout 0 $(or $(ARGS),tests/log/test_concurrency.py)
+	SECONDS_OF_LOAD=$(SECONDS_OF_LOAD) $(RUN) -m pytest -s --timeout 0 $(or $(ARGS),tests/log/test_concurrency.py)
 
 sqlalchemy-suite: $(VENV)/.test
 	$(RUN) benchmarks/sqlalchemy_suite.py $(JSON_OPTION) $(ARGS)
