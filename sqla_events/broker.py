@@ -328,6 +328,7 @@ class Broker:
             self._doorbell,
             publisher.settled,
             publisher.stored,
+            publisher.awaited,
         )
 
     def _drain(self, timeout: float | None) -> float:

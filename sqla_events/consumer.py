@@ -42,11 +42,13 @@ class ConsumerSettings:
 class _Track:
     """A delivery in hand: how many subscriptions are not through with it, and its event once somebody needed it."""
 
-    __slots__ = ("_event", "delivery", "pending")
+    __slots__ = ("_event", "delivery", "error", "pending")
 
     def __init__(self, delivery: Delivery, pending: int) -> None:
         self.delivery = delivery
         self.pending = pending
+        self.error: BaseException | None = None
+        """Of the first subscription that gave up."""
         self._event: Event | None = None
 
     @property
@@ -312,9 +314,10 @@ class Consumer:
             del self._lanes[job.lane]
         track = job.track
         track.pending -= 1
-        if self._on_settled is not None and (job.error is not None or not track.pending):
-            self._report(track, job.error)
+        track.error = track.error or job.error
         if not track.pending:
+            if self._on_settled is not None:
+                self._report(track, track.error)
             track.delivery.ack()
             self._in_hand -= 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -120,7 +121,7 @@ class Publisher:
             raise ConfigError(
                 "publish_sync waits for handlers, and this broker does not run; call start() or use 'async with broker'"
             )
-        handled = self._waiters.expect([(event.id, self._interested(event.type))])
+        handled = self._waiters.expect(self._interested(event.id, event.type))
         stored = runtime.writer.put(event)
         outcome = _both(stored, handled)
         outcome.add_done_callback(lambda _: self._waiters.forget(handled))
@@ -128,13 +129,19 @@ class Publisher:
             outcome.result()
         return Receipt(event, outcome)
 
-    def _interested(self, event_type: str) -> int:
-        return sum(1 for subscriptions in self._groups.values() if subscriptions.matching(event_type))
+    def _interested(self, event_id: uuid.UUID, event_type: str) -> list[tuple[uuid.UUID, str]]:
+        return [
+            (event_id, group) for group, subscriptions in self._groups.items() if subscriptions.matching(event_type)
+        ]
 
-    def settled(self, event: Event, error: BaseException | None) -> None:
-        """A consumer of ours is through with an event."""
+    def awaited(self) -> list[uuid.UUID]:
+        """Events that somebody has been waiting for."""
+        return self._waiters.ids()
+
+    def settled(self, group: str, event: Event, error: BaseException | None) -> None:
+        """A group is through with an event."""
         if self._waiters:
-            self._waiters.settled(event, error)
+            self._waiters.settled(group, event, error)
 
     def committing(self, written: Sequence[tuple[Any, str]]) -> Callable[[bool], None]:
         """A transaction that wrote events (id, type) commits now; what is returned is to be called when it has.
@@ -145,7 +152,9 @@ class Publisher:
         self._ring()  # a moment early, which readers expect: some commits have no moment after
         if self._config.mode != "sync" or self._runtime() is None or in_handler():
             return lambda committed: self._count(written) if committed else None
-        handled = self._waiters.expect([(event_id, self._interested(event_type)) for event_id, event_type in written])
+        handled = self._waiters.expect(
+            one for event_id, event_type in written for one in self._interested(event_id, event_type)
+        )
         return lambda committed: self._await_handlers(handled, written) if committed else self._waiters.forget(handled)
 
     def _count(self, written: Sequence[tuple[Any, str]]) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from threading import Lock, RLock
+from threading import Lock
 from typing import Any
 
 import msgspec
@@ -115,42 +115,50 @@ class Writer:
         for _, stored in batch:
             stored.set_result(None)
 
-    async def close(self) -> None:
-        """Store what waits, then end."""
+    async def close(self, seconds: float) -> None:
+        """Store what waits, at most for so long, then end; what could not be stored is told so."""
         with self._lock:
             self._closed = True
         self._some.set()
-        await self._task
+        await asyncio.wait({self._task}, timeout=seconds)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        for event, stored in self._waiting:
+            stored.set_exception(ProviderUnavailable(f"event {event.id} was not published: the broker stopped"))
+
+
+Wanted = tuple[uuid.UUID, str]
+"""An event and a group that is to be through with it."""
 
 
 class Waiters:
-    """Who waits for which events to be handled, by id. Thread-safe."""
+    """Who waits for which events to be handled. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = RLock()  # a future that is settled under it may call forget()
-        self._waiting: dict[uuid.UUID, _Countdown] = {}
+        self._lock = Lock()
+        self._waiting: dict[Wanted, _Countdown] = {}
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def expect(self, wanted: Iterable[tuple[uuid.UUID, int]]) -> Future[None]:
-        """A future that is done when each event was settled by as many groups as given; fails if a handler did for good."""
-        counts = {event_id: groups for event_id, groups in wanted if groups}
-        countdown = _Countdown(sum(counts.values()))
+    def expect(self, wanted: Iterable[Wanted]) -> Future[None]:
+        """A future that is done when each group is through with its event; it fails if a subscription gave up on one."""
+        countdown = _Countdown(set(wanted))
         with self._lock:
-            for event_id in counts:
-                self._waiting[event_id] = countdown
+            self._waiting.update(dict.fromkeys(countdown.left, countdown))
         return countdown.done
 
-    def settled(self, event: Event, error: BaseException | None) -> None:
+    def settled(self, group: str, event: Event, error: BaseException | None) -> None:
         """One group is through with one event."""
         with self._lock:
-            countdown = self._waiting.get(event.id)
-            if countdown is None:
-                return
-            countdown.note(event, error)
-            if countdown.left <= 0:
-                self._waiting = {key: other for key, other in self._waiting.items() if other is not countdown}
+            countdown = self._waiting.pop((event.id, group), None)
+        if countdown is not None:
+            countdown.note((event.id, group), event, error)
+
+    def ids(self) -> list[uuid.UUID]:
+        """What is waited for now."""
+        with self._lock:
+            return [event_id for event_id, _ in self._waiting]
 
     def forget(self, done: Future[None]) -> None:
         """Nobody waits for this any more."""
@@ -159,15 +167,15 @@ class Waiters:
 
 
 class _Countdown:
-    def __init__(self, left: int) -> None:
-        self.left = left
+    def __init__(self, wanted: set[Wanted]) -> None:
+        self.left = wanted
         self.done: Future[None] = Future()
         self._failed: list[str] = []
-        if not left:
+        if not wanted:
             self.done.set_result(None)
 
-    def note(self, event: Event, error: BaseException | None) -> None:
-        self.left -= 1
+    def note(self, one: Wanted, event: Event, error: BaseException | None) -> None:
+        self.left.discard(one)
         if error is not None:
             self._failed.append(f"{event.type} {event.id}: {type(error).__name__}: {error}")
         if self.left or self.done.done():

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy.engine import Engine
@@ -18,8 +20,8 @@ from . import log
 from .bridge import Database, Doorbell
 from .config import Config
 from .consumer import Consumer, ConsumerSettings
-from .errors import ConfigError, ProviderUnavailable, SchemaError
-from .event import Event, encode, lane_of
+from .errors import ConfigError, DeliveryFailed, ProviderUnavailable, SchemaError
+from .event import Event, Status, encode, lane_of
 from .provider import Batch, Message, Provider, ProviderContext
 from .providers import load
 from .providers.log import reader_settings
@@ -30,7 +32,11 @@ from .schema import Tables
 from .signals import Signals, Unavailable, logger
 from .subscription import Subscriptions
 
-Settled = Callable[[Event, BaseException | None], None]
+Settled = Callable[[str, Event, BaseException | None], None]
+"""A group is through with an event; the error is that of a subscription that gave up."""
+
+
+ELSEWHERE_SECONDS = 0.5
 
 
 class Runtime:
@@ -46,6 +52,7 @@ class Runtime:
         doorbell: Doorbell,
         on_settled: Settled,
         on_stored: Callable[[Sequence[Event]], None],
+        awaited: Callable[[], Sequence[uuid.UUID]],
     ) -> None:
         self._config = config
         self._engine = engine
@@ -56,6 +63,7 @@ class Runtime:
         self._doorbell = doorbell
         self._on_settled = on_settled
         self._on_stored = on_stored
+        self._awaited = awaited
         self.database: Database | None = None
         self.provider: Provider | None = None
         self.writer: Writer | None = None
@@ -120,6 +128,8 @@ class Runtime:
             self._part("relay", self._run_relay)
         if self.database is not None and self._config.retention is not None:
             self._part("retention", self._run_retention)
+        if self.database is not None:
+            self._part("elsewhere", self._look_elsewhere)
         for group in self._groups:
             self.consume(group)
 
@@ -131,7 +141,7 @@ class Runtime:
         if self._relay is not None:
             self._relay.stop()
         if self.writer is not None:
-            await self.writer.close()
+            await self.writer.close(drain)
         await self._end_parts(drain)
         if self.provider is not None:
             await self.provider.close()
@@ -189,7 +199,9 @@ class Runtime:
         config = self._config
         workers = 1 if config.mode == "sync" else config.worker_count
         settings = ConsumerSettings(self._name, workers, config.buffer_size)
-        consumer = Consumer(self.provider, group, self._groups[group], settings, self._signals, self._on_settled)
+        consumer = Consumer(
+            self.provider, group, self._groups[group], settings, self._signals, partial(self._on_settled, group)
+        )
         self._consumers[group] = consumer
         if self._stopping.is_set():
             return
@@ -207,8 +219,24 @@ class Runtime:
         assert self.database is not None
         assert self._config.retention is not None
         while True:
-            await self.database.run(log.retain, self.tables, self._config.retention)
+            deleted = await self.database.run(log.retain, self.tables, self._config.retention)
+            if deleted:
+                await asyncio.sleep(0.01)  # in portions, with room for everybody else between them
+                continue
             await asyncio.sleep(min(60.0, self._config.retention / 10))
+
+    async def _look_elsewhere(self) -> None:
+        """Events that somebody waits for may be handled by another process of the group: ask the log now and then."""
+        assert self.database is not None
+        while True:
+            await asyncio.sleep(ELSEWHERE_SECONDS)
+            for event_id in self._awaited():
+                for group in self._groups:
+                    event = await self.database.run(log.get_event, self.tables, event_id, group)
+                    if event is not None and event.status in (Status.COMPLETED, Status.FAILED):
+                        self._on_settled(
+                            group, event, DeliveryFailed(event.error or "") if event.status == Status.FAILED else None
+                        )
 
     def _unavailable(self, what: str) -> Callable[[float, BaseException], Any]:
         def note(delay: float, error: BaseException) -> None:

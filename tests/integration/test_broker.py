@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from sqla_events import ConfigError, DeliveryFailed, Event, EventError, SchemaError, install_crud_hooks
+from sqla_events import Config, ConfigError, DeliveryFailed, Event, EventError, SchemaError, install_crud_hooks
 from sqla_events.broker import Broker
 from sqla_events.context import event_context
 from tests.integration.shop import Base, Inbox, Order, User, eventually
@@ -214,6 +214,21 @@ def test_mode_sync_handlers_have_run_when_commit_returns(app: App) -> None:
         assert f"{number}" in {event.key for event in inbox.events if event.entity == "users"}
     inbox.wait(10)
     broker.stop()
+
+
+def test_mode_sync_waits_also_where_another_process_handles(app: App) -> None:
+    """The lease is with somebody else: commit() still returns after the handler, asking the log."""
+    elsewhere, inbox = Broker(Config.load({"poll_interval": 0.05}), app.engine), Inbox()
+    elsewhere.subscribe("*", handler=inbox)
+    elsewhere.start()
+    eventually(lambda: any(part.owner for part in elsewhere.stats()))
+    here = app.hook(mode="sync", poll_interval=0.05)
+    here.subscribe("*", handler=inbox)
+    here.start()
+    app.add(User(id=1, name="a"))
+    assert [event.key for event in inbox.events] == ["1"]
+    here.stop()
+    elsewhere.stop()
 
 
 def test_subscribing_and_unsubscribing_while_it_runs(app: App) -> None:
