@@ -188,7 +188,7 @@ def main() -> None:
             if options.only in label:
                 with ways(make_url) as made:
                     for rows in map(int, options.rows.split(",")):
-                        rounds = options.rounds or {1: 200, 100: 30}.get(rows, 3)
+                        rounds = options.rounds or {1: 60, 100: 12}.get(rows, 3)
                         found += figures(label, rows, measure(made, rows, rounds))
     publish(found, options.json)
 
