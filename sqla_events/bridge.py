@@ -168,7 +168,7 @@ class _Async:
             link = await self._engine.connect()
             return await link.execution_options(isolation_level="AUTOCOMMIT") if autocommit else link
 
-        return await _uninterrupted(connect())
+        return await _uninterrupted(connect(), lambda link: self.shut(link, broken=True))
 
     async def call(self, link: AsyncConnection, fn: Work, args: tuple[Any, ...]) -> Any:
         return await _uninterrupted(link.run_sync(_transact, fn, args))
@@ -200,8 +200,8 @@ class _Threaded:
         self._engine = engine
         self._threads = ThreadPoolExecutor(64, "sqla-events-db")
 
-    async def _in_thread(self, fn: Work, *args: Any) -> Any:
-        return await _uninterrupted(asyncio.get_running_loop().run_in_executor(self._threads, fn, *args))
+    async def _in_thread(self, fn: Work, *args: Any, undo: Callable[[Any], Awaitable[None]] | None = None) -> Any:
+        return await _uninterrupted(asyncio.get_running_loop().run_in_executor(self._threads, fn, *args), undo)
 
     async def run(self, fn: Work, args: tuple[Any, ...]) -> Any:
         return await self._in_thread(self._run, fn, args)
@@ -215,7 +215,8 @@ class _Threaded:
             link = self._engine.connect()
             return link.execution_options(isolation_level="AUTOCOMMIT") if autocommit else link
 
-        return await self._in_thread(connect)  # type: ignore[no-any-return]
+        link: Connection = await self._in_thread(connect, undo=lambda link: self.shut(link, broken=True))
+        return link
 
     async def call(self, link: Connection, fn: Work, args: tuple[Any, ...]) -> Any:
         return await self._in_thread(_transact, link, fn, args)
@@ -268,8 +269,11 @@ def _shut(link: Connection, broken: bool) -> None:
         link.close()
 
 
-async def _uninterrupted(work: Awaitable[T]) -> T:
-    """Await to the end even if cancelled: a connection must not be closed or used again while a call runs on it."""
+async def _uninterrupted(work: Awaitable[T], undo: Callable[[T], Awaitable[None]] | None = None) -> T:
+    """Await to the end even if cancelled: a connection must not be closed or used again while a call runs on it.
+
+    ``undo`` gets the result that a cancelled caller will not have.
+    """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -277,8 +281,8 @@ async def _uninterrupted(work: Awaitable[T]) -> T:
         await asyncio.wait({task}, timeout=5.0)
         if not task.done():
             task.cancel()
-        elif not task.cancelled():
-            task.exception()
+        elif not task.cancelled() and task.exception() is None and undo is not None:
+            await undo(task.result())
         raise
 
 

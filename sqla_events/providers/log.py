@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ..bridge import Database, Doorbell
@@ -54,8 +55,9 @@ class LogProvider:
             self._partition(reader_settings(self._config, interest.group, interest.consumer, n, of, interest.prefetch))
             for n in range(of)
         ]
-        async for batch in merged(streams):
-            yield batch
+        async with aclosing(merged(streams)) as stream:  # closed with us, not by the garbage collector some time later
+            async for batch in stream:
+                yield batch
 
     async def _partition(self, settings: ReaderSettings) -> AsyncGenerator[Sequence[LogDelivery], None]:
         """One lease after the other: whoever lost it waits for it again."""
@@ -63,8 +65,8 @@ class LogProvider:
             try:
                 async with leased(
                     self._database, self._context.tables, settings, self._context.signals, self._bell, self._remote
-                ) as reader:
-                    async for batch in reader.batches():
+                ) as reader, aclosing(reader.batches()) as stream:
+                    async for batch in stream:
                         yield batch
             except LeaseLost as error:
                 logger.warning("%s; waiting for the lease", error)
