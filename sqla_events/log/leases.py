@@ -157,7 +157,8 @@ def _one(connection: Connection, update: sa.Update, lease: Lease) -> int | None:
         horizon, hit = None, connection.execute(update).rowcount == 1
     if not hit:
         raise LeaseLost(
-            f"{lease.owner} lost partition {lease.partition} of group {lease.group!r}: the lease (epoch {lease.epoch}) or the log is not what it was"
+            f"{lease.owner} lost partition {lease.partition} of group {lease.group!r}: "
+            f"the lease (epoch {lease.epoch}) or the log is not what it was"
         )
     return int(horizon) if horizon is not None else None
 

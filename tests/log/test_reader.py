@@ -183,7 +183,7 @@ async def test_a_paused_reader_changes_nothing_and_stops_when_it_wakes(database:
                 for delivery in handed:
                     delivery.ack()
                 await publish(database, 1)
-                with pytest.raises(LeaseLost, match="lost the lease of partition 0"):
+                with pytest.raises(LeaseLost, match="lost partition 0"):
                     await anext(stream)
                 (stored,) = await database.run(groups, TABLES)
                 assert (stored.owner, stored.epoch, stored.position.gaps) == ("two", 2, ((1, 2),))
