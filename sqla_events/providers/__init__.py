@@ -14,8 +14,6 @@ GROUP = "sqla_events.providers"
 OURS = {
     "memory": "sqla_events.providers.memory:MemoryProvider",
     "database": "sqla_events.providers.database:DatabaseProvider",
-    "redis": "sqla_events.providers.redis:RedisProvider",
-    "nats": "sqla_events.providers.nats:NatsProvider",
 }
 """Known also where the package's metadata is not installed (a source tree on the path)."""
 
@@ -37,6 +35,4 @@ def _factory(name: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("sqla_events"):
-            raise
         raise ConfigError(f"provider {name!r} needs the package {error.name}; install it: pip install 'sqla-events[{name}]'") from error
