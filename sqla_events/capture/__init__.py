@@ -213,7 +213,8 @@ class Capture:
             return codec
 
     def _wanted(self, table: sa.Table) -> bool:
-        if table.name in self._tables.names.all:
+        names = self._tables.names
+        if table.schema == names.schema and table.name in names.all:
             return False
         return not self._exclude.has(table) and (not self._include or self._include.has(table))
 

@@ -189,6 +189,21 @@ def test_choosing_tables_operations_and_columns(stage: Stage) -> None:
     assert {event.after["lbl"] for event in events if event.entity == "items"} == {"[redacted]"}
 
 
+def test_a_table_of_the_application_may_be_called_events(stage: Stage) -> None:
+    """In another schema it is its own; only ours are never captured."""
+    if stage.engine.dialect.name == "sqlite":
+        sa.event.listen(stage.engine, "connect", lambda connection, _: connection.execute("ATTACH ':memory:' AS app"))
+        stage.engine.dispose()
+    stage.hook()
+    table = sa.Table("events", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), schema="app")
+    with stage.engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.schema.CreateSchema("app"))
+        table.create(connection)
+        connection.execute(table.insert(), {"id": 1})
+    assert [event.type for event in stage.events()] == ["app.events.create"]
+
+
 def test_a_column_can_say_so_itself(stage: Stage) -> None:
     """``Column(info={'sqla_events': …})``."""
     stage.hook()
