@@ -1,0 +1,108 @@
+"""The application's database as the relay sees it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ..errors import ProviderUnavailable
+from .faces import AsyncFace, Face, ThreadedFace
+from .failures import patiently, refuse, translated
+
+T = TypeVar("T")
+
+
+class Database:
+    """The application's database as the relay sees it: own connections, READ COMMITTED, awaitable.
+
+    :param engine: the application's Engine or AsyncEngine, on PostgreSQL or SQLite.
+    :raises ConfigError: for another database, SQLite in memory, an engine in AUTOCOMMIT, or a pool that has only one
+        connection.
+    """
+
+    def __init__(self, engine: Engine | AsyncEngine) -> None:
+        base = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        refuse(base)
+        own = Engine(base.pool.recreate(), base.dialect, base.url, hide_parameters=base.hide_parameters)
+        if base.dialect.name == "postgresql":
+            own = own.execution_options(isolation_level="READ COMMITTED")
+        self.dialect = base.dialect.name
+        self.driver = base.dialect.driver
+        self.url = base.url
+        self._face: Face = AsyncFace(own) if isinstance(engine, AsyncEngine) else ThreadedFace(own)
+
+    async def run(self, fn: Callable[..., T], *args: Any) -> T:
+        """Call ``fn(connection, *args)`` in one transaction on a connection of the pool; commit, or roll back if it raises.
+
+        On SQLite ``fn`` is called again, for up to 30 s, while others hold the database locked: it must not have
+        effects outside the transaction.
+
+        :raises ProviderUnavailable: if the database does not answer, or answers that it cannot now.
+        :raises SchemaError: if a table or column is not there.
+        """
+        return await patiently(lambda: self._face.run(fn, args))
+
+    @contextlib.asynccontextmanager
+    async def hold(self, *, autocommit: bool = False) -> AsyncIterator[Held]:
+        """One connection kept until the end of the block; ``autocommit`` saves reads of one statement two round trips."""
+        held = Held(self._face, autocommit and self.dialect == "postgresql")
+        try:
+            yield held
+        finally:
+            await held.close()
+
+    async def listen(self, channel: str, heard: Callable[[], object]) -> None:
+        """LISTEN on a channel of PostgreSQL until cancelled; ``heard`` is called on any thread.
+
+        :raises ConfigError: if the driver cannot.
+        :raises ProviderUnavailable: when the connection is lost.
+        """
+        try:
+            await self._face.listen(channel, heard)
+        except Exception as error:
+            raise translated(error) from error
+        raise ProviderUnavailable("the connection that listens was closed")
+
+    async def close(self) -> None:
+        """Close every connection. May be called twice."""
+        await self._face.dispose()
+
+
+class Held:
+    """A kept connection. After a failure the next call makes a new one."""
+
+    def __init__(self, face: Face, autocommit: bool) -> None:
+        self._face = face
+        self._autocommit = autocommit
+        self._link: Any = None
+        self.failures = 0
+        """How often the connection was lost: what was known about the server's transactions is void after it grows."""
+
+    async def run(self, fn: Callable[..., T], *args: Any) -> T:
+        """Call ``fn(connection, *args)`` in a transaction of its own (or in none, with ``autocommit``).
+
+        :raises ProviderUnavailable: see :meth:`Database.run`.
+        :raises SchemaError: see :meth:`Database.run`.
+        """
+        return await patiently(lambda: self._once(fn, args))
+
+    async def _once(self, fn: Callable[..., T], args: tuple[Any, ...]) -> T:
+        if self._link is None:
+            self._link = await self._face.open(self._autocommit)
+        try:
+            result: T = await self._face.call(self._link, fn, args)
+        except BaseException:
+            self.failures += 1
+            await self.close(broken=True)
+            raise
+        return result
+
+    async def close(self, broken: bool = False) -> None:
+        """Give the connection back, or throw it away if it is ``broken``."""
+        link, self._link = self._link, None
+        if link is not None:
+            await self._face.shut(link, broken)
