@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -160,6 +159,8 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if "://" in self.provider:
+            raise ConfigError(f"provider is {shown(self.provider)}; Config.load() reads URLs, Config() takes names")
         if not self.instance_id:
             object.__setattr__(self, "instance_id", f"{socket.gethostname()}-{os.getpid()}")
 
@@ -197,7 +198,7 @@ _SCHEMES = {
 def _from_url(given: Mapping[str, Any]) -> dict[str, Any]:
     """``provider`` as a URL, taken apart: the provider's name, and the URL in its section."""
     url = str(given["provider"])
-    scheme = urlsplit(url).scheme.partition("+")[0]
+    scheme = url.partition("://")[0].lower().partition("+")[0]
     name = {"postgresql": "database", "sqlite": "database"}.get(scheme, _SCHEMES.get(scheme, scheme))
     values = {**given, "provider": name}
     return _merged(values, {name: {"url": url}}) if name in ("redis", "nats") else values
@@ -232,7 +233,13 @@ def _file(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"config file {str(path)!r} is not UTF-8 text") from error
+    except ValueError as error:  # a NUL character in the path
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
     return _yaml(text, f"config file {str(path)!r}")
+
+
+_QUOTATION = re.compile(r""" ['"](?!<|.['"])""")
+"""Where a problem begins to quote the text: an unquoted password that starts with ``*`` or ``!`` is an alias or a tag."""
 
 
 def _yaml(text: str, name: str) -> Mapping[str, Any]:
@@ -242,7 +249,10 @@ def _yaml(text: str, name: str) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{name} is not YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+        problem = _QUOTATION.split(getattr(error, "problem", None) or "unreadable")[0]
+        raise ConfigError(f"{name} is not YAML{where}: {problem}") from None
+    except ValueError:  # 2026-13-45 looks like a date
+        raise ConfigError(f"{name} is not YAML: it holds a date or number that there is not") from None
     if not isinstance(content, Mapping):
         raise ConfigError(
             f"{name} holds {type(content).__name__}; it must hold a mapping, with or without the key event_broker"
@@ -303,6 +313,7 @@ def _environment() -> dict[str, Any]:
 def _merged(given: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(given)
     for key, value in overrides.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = {**merged[key], **value} if both else value
+        held = merged.get(key)
+        held = as_mapping(held) if isinstance(held, Section) else held
+        merged[key] = {**held, **value} if isinstance(value, Mapping) and isinstance(held, Mapping) else value
     return merged

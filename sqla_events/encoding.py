@@ -63,6 +63,8 @@ def dumps(value: Any) -> str:
         return _json.encode(value).decode()
     except UnicodeEncodeError as error:
         raise EventError(f"text with a lone surrogate cannot be stored as UTF-8: {error}") from error
+    except ValueError as error:  # an integer of more than 4300 digits
+        raise EventError(f"a value cannot be written as JSON: {error}") from error
 
 
 def lower(value: Any, pointer: str, types: Types) -> Any:
@@ -135,6 +137,8 @@ def duration(value: dt.timedelta) -> str:
 # Lowering -----------------------------------------------------------------------------------------------------------
 
 _NATIVE = frozenset({str, int, bool, msgspec.Raw})
+_BASES: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__}
+"""The native value in a subclass, whatever its own ``__str__`` and ``__int__`` say."""
 
 
 def base64_text(value: Any) -> str:
@@ -143,8 +147,8 @@ def base64_text(value: Any) -> str:
 
 
 _LOWER: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    Decimal: ("decimal", str),
-    uuid.UUID: ("uuid", str),
+    Decimal: ("decimal", Decimal.__str__),  # of the class itself: a subclass may print itself in another way
+    uuid.UUID: ("uuid", uuid.UUID.__str__),
     dt.date: ("date", dt.date.isoformat),
     dt.time: ("time", dt.time.isoformat),
     dt.datetime: ("datetime", dt.datetime.isoformat),
@@ -181,10 +185,10 @@ def _lower_other(value: Any, pointer: str, types: Types) -> Any:
     if isinstance(value, Range):
         return _lower_range(value, pointer, types)
     for base in type(value).__mro__[1:]:  # a subclass travels as its base: pendulum.DateTime, Markup, numpy.float64
-        if base in _NATIVE:
-            return base(value)
+        if base in _BASES:
+            return _BASES[base](value)
         if base is float:
-            return _lower_float(float(value), pointer, types)
+            return _lower_float(float.__float__(value), pointer, types)
         if base in _LOWER:
             types[pointer], form = _LOWER[base]
             return form(value)
@@ -251,7 +255,7 @@ _LIFT: dict[str, Callable[[Any], Any]] = {
     "time": dt.time.fromisoformat,
     "datetime": dt.datetime.fromisoformat,
     "timedelta": lambda text: msgspec.convert(text, dt.timedelta),
-    "bytes": base64.b64decode,
+    "bytes": lambda text: base64.b64decode(text, validate=True),
     "ipaddress": ipaddress.ip_address,
     "ipinterface": ipaddress.ip_interface,
     "ipnetwork": ipaddress.ip_network,

@@ -106,6 +106,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, dict=False):
         """Runs for every event that a handler gets: what is right already costs one comparison."""
         if type(self.type) is not str:
             check_type(self.type)
+            _set(self, "type", str.__str__(self.type))
         parts = _parts(self.type)
         if type(self.source) is not Source:
             _set(self, "source", _member(Source, "source", self.source))
@@ -117,7 +118,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, dict=False):
             _set(self, "metadata", _metadata(self.metadata))
         if type(self.id) is not uuid.UUID:
             _set(self, "id", _uuid(self.id))
-        _check_time(self.created_at)
+        _check_times(self)
+        if not (type(self.retry_count) is type(self.schema_version) is int and type(self.seq) in _SEQ):
+            _check_integers(self)
         texts = (self.session_id, self.instance_id, self.schema, self.entity, self.operation, self.error, self.key)
         if not _TEXT.issuperset(map(type, texts)):
             _make_texts(self)
@@ -159,7 +162,7 @@ _set = msgspec.structs.force_setattr
 
 MAX_TYPE_LENGTH = 512
 
-_SEGMENT = r"[^\s.*>\x00-\x1f\x7f]+"
+_SEGMENT = r"[^\s.*>\x00-\x1f\x7f\ud800-\udfff]+"
 _TYPE = re.compile(rf"{_SEGMENT}(\.{_SEGMENT})*")
 _QUOTED = re.compile(r"[\s.*?\[>%\x00-\x1f\x7f]")
 
@@ -176,6 +179,7 @@ def _parts(event_type: str) -> tuple[str, ...] | None:
 
 
 _TEXT = frozenset({str, type(None)})
+_SEQ = frozenset({int, type(None)})
 
 
 def _make_texts(event: Event) -> None:
@@ -183,7 +187,7 @@ def _make_texts(event: Event) -> None:
         value = getattr(event, field)
         if not isinstance(value, (str, uuid.UUID, type(None))):
             raise EventError(f"{field} is {value!r} of type {type(value).__name__}; it must be a str or None")
-        _set(event, field, None if value is None else str(value))
+        _set(event, field, str.__str__(value) if isinstance(value, str) else value and str(value))
 
 
 def _uuid(value: object) -> uuid.UUID:
@@ -195,11 +199,28 @@ def _uuid(value: object) -> uuid.UUID:
         raise EventError(f"id is {value!r}; it must be a UUID") from None
 
 
-def _check_time(value: object) -> None:
+def _check_integers(event: Event) -> None:
+    for field in ("retry_count", "schema_version", "seq"):
+        value = getattr(event, field)
+        if field == "seq" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise EventError(f"{field} is {value!r} of type {type(value).__name__}; it must be an int")
+
+
+def _check_times(event: Event) -> None:
+    _check_time("created_at", event.created_at)
+    if event.processed_at is not None:
+        _check_time("processed_at", event.processed_at)
+    if event.completed_at is not None:
+        _check_time("completed_at", event.completed_at)
+
+
+def _check_time(field: str, value: object) -> None:
     if not isinstance(value, dt.datetime):
-        raise EventError(f"created_at is {value!r}; it must be a datetime with a time zone")
+        raise EventError(f"{field} is {value!r}; it must be a datetime with a time zone")
     if value.tzinfo is None:
-        raise EventError(f"created_at is {value!r}, which has no time zone; use datetime.now(timezone.utc)")
+        raise EventError(f"{field} is {value!r}, which has no time zone; use datetime.now(timezone.utc)")
 
 
 def _take_parts(event: Event, parts: tuple[str, ...]) -> None:
@@ -258,22 +279,26 @@ def _member(kind: type[enum.StrEnum], field: str, value: object) -> enum.StrEnum
         raise EventError(f"{field} is {value!r}; it must be one of {', '.join(kind)}") from None
 
 
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_INT64 = range(-(2**63), 2**63)
 
 
-def _user_id(value: object) -> int | str | None:
+def _user_id(value: object) -> int | str:
     if isinstance(value, uuid.UUID):
         return str(value)
-    if isinstance(value, bool) or not isinstance(value, (int, str, type(None))):
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise EventError(
             f"user_id is {value!r} of type {type(value).__name__}; it must be an int, a str, a UUID or None"
         )
-    return user_id_from_text(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return user_id_from_text(str.__str__(value))
+    number = int(value)
+    return number if number in _INT64 else str(number)
 
 
 def user_id_from_text(text: str) -> int | str:
-    """The log keeps the user id as text; canonical integers come back as integers."""
-    return int(text) if _INTEGER.fullmatch(text) else text
+    """The log keeps the user id as text; canonical integers of 64 bits come back as integers."""
+    return int(text) if _INTEGER.fullmatch(text) and int(text) in _INT64 else text
 
 
 # Wire form ----------------------------------------------------------------------------------------------------------
@@ -325,14 +350,35 @@ def encode(event: Event) -> bytes:
         types=types,
         **{name: getattr(event, name) for name in _PLAIN},
     )
-    return _encoder.encode(wire)
+    for field in ("created_at", "processed_at", "completed_at"):
+        _set(wire, field, _whole_minutes(getattr(event, field)))
+    try:
+        return _encoder.encode(wire)
+    except UnicodeEncodeError as error:
+        raise EventError(
+            f"event {event.id} has text with a lone surrogate, which UTF-8 has no form for: {error}"
+        ) from error
+
+
+def _whole_minutes(moment: dt.datetime | None) -> dt.datetime | None:
+    """RFC 3339 has offsets of whole minutes; msgspec would round another one and so shift the moment."""
+    if moment is None or moment.tzinfo is dt.UTC:
+        return moment
+    offset = moment.utcoffset()
+    return moment.astimezone(dt.UTC) if offset is not None and offset % _MINUTE else moment
+
+
+_MINUTE = dt.timedelta(minutes=1)
 
 
 def encode_values(event: Event) -> tuple[str, str, encoding.Types]:
     """``payload`` and ``metadata`` as JSON texts, with the sidecar that both share (pointers start at the event)."""
     types: encoding.Types = {}
-    payload = encoding.dumps(encoding.lower(event.payload, "/payload", types))
-    metadata = encoding.dumps(encoding.lower(event.metadata, "/metadata", types))
+    try:
+        payload = encoding.dumps(encoding.lower(event.payload, "/payload", types))
+        metadata = encoding.dumps(encoding.lower(event.metadata, "/metadata", types))
+    except RecursionError:
+        raise EventError("payload or metadata holds itself, or is nested too deep for JSON") from None
     return payload, metadata, types
 
 
@@ -354,7 +400,7 @@ def decode(text: bytes | str) -> Event:
             metadata=metadata,
             **{name: getattr(wire, name) for name in _PLAIN},
         )
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         shown = text[:80]
         raise EventError(f"not an event: {error} in {shown!r}") from error
 
@@ -367,5 +413,7 @@ def decode_values(
     about = _any.decode(metadata) if metadata else {}
     if types:
         lifted = encoding.lift({"payload": value, "metadata": about}, types)
+        if not isinstance(lifted, dict):
+            raise EventError(f"types has an entry for the event itself: {types[:200]}")
         return lifted["payload"], lifted["metadata"]
     return value, about

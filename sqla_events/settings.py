@@ -68,7 +68,7 @@ class Rule:
         """
         try:
             read = self.kind.read(value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             read = _REFUSED
         if read is _REFUSED or not self._within(read):
             raise ConfigError(
@@ -83,7 +83,7 @@ class Rule:
 
 
 _REFUSED = object()
-_CREDENTIALS = re.compile(r"(?<=//)[^/\s]*(?=@)|(?<=password=)[^&\s'\"]+")
+_CREDENTIALS = re.compile(r"(?<=//)[^\s'\"]*(?=@)|(?<=password=)[^&\s'\"]+|(?<=token=)[^&\s'\"]+")
 _SECRETIVE = re.compile("pas+w|pwd|secret|token|credential", re.IGNORECASE)
 
 
@@ -192,7 +192,7 @@ def read_duration(value: Any) -> float:
     :raises ValueError: where it is neither.
     """
     if isinstance(value, str) and _PART.sub("", value.strip().lower()) == "" and value.strip():
-        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value.strip().lower()))
+        value = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value.strip().lower()))
     return _read_float(value)
 
 

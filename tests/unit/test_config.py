@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqla_events.cli import main
-from sqla_events.config import Config
+from sqla_events.config import Config, RedisSettings
 from sqla_events.retry import RetryPolicy
 from sqla_events.settings import read_duration
 
@@ -192,6 +192,10 @@ def test_the_environment_names_settings_in_capitals(monkeypatch: pytest.MonkeyPa
     [
         ("memory://", "memory", None),
         ("redis://h:6379/0", "redis", "redis"),
+        ("REDIS://h", "redis", "redis"),
+        ("redis://[::1]:6379/0", "redis", "redis"),
+        ("redis://[half", "redis", "redis"),
+        ("unix:///run/redis.sock", "redis", "redis"),
         ("rediss://u:p@h", "redis", "redis"),
         ("redis+sentinel://h:26379/mymaster", "redis", "redis"),
         ("nats://h:4222", "nats", "nats"),
@@ -285,3 +289,16 @@ def test_the_table_in_the_docs_is_that_of_the_code() -> None:
     printed = CliRunner().invoke(main, ["settings"])
     assert printed.exit_code == 0
     assert printed.stdout in text
+    assert all(f"`{name}`" in printed.stdout for name in ("worker_count", "max_retries", "stream_name", "on_gap"))
+
+
+def test_a_section_object_is_added_to_like_a_mapping() -> None:
+    """Neither an override nor the provider's URL may drop what it says."""
+    section = RedisSettings(stream_name="s", password="p")
+    for config in (
+        Config.load({"redis": section}, redis={"host": "h"}),
+        Config.load({"provider": "redis://h", "redis": section}),
+        Config.load(provider="redis://h", redis=section),
+    ):
+        assert (config.redis.stream_name, config.redis.password) == ("s", "p")
+    assert Config.load({"redis": {"host": "h"}}, redis=section).redis == section

@@ -153,8 +153,37 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         {"nats": {"tokn": "x"}, "nats_token": "hunter2"},
         {"mode": "redis://u:hun@ter2hunter2@h"},
         {"mode": "postgresql://h/d?user=u&password=hunter2"},
+        {"mode": "redis://u:hun/hunter2@h"},
+        {"mode": "x://h?token=hunter2"},
     ],
 )
 def test_secrets_are_in_no_message(given: dict[str, Any]) -> None:
     """Not of a misspelled key, not of a URL in the wrong place."""
     assert "hunter2" not in message(given)
+
+
+@pytest.mark.parametrize(
+    "text", ["password: *hunter2", "password: !hunter2", "password: !hun'ter2 x", "host: [hunter2\nx: ]"]
+)
+def test_secrets_are_in_no_message_of_the_yaml_parser(text: str) -> None:
+    """A password without quotes may be an alias or a tag to it, which it would quote."""
+    told = message(f"redis:\n  {text}\n")
+    assert "is not YAML in line" in told
+    assert "ter2" not in told
+
+
+def test_a_url_is_no_name_of_a_provider() -> None:
+    """Config() does not take URLs apart, so the password would be in its repr."""
+    for make in (Config, lambda **given: dataclasses.replace(Config(), **given)):
+        with pytest.raises(ConfigError, match=r"Config\.load\(\)") as caught:
+            make(provider="redis://u:hunter2@h")
+        assert "hunter2" not in str(caught.value)
+
+
+def test_numbers_and_dates_that_there_are_not() -> None:
+    """Every error of reading is a ConfigError."""
+    assert message({"poll_interval": 10**400}).startswith("poll_interval is 1000")
+    assert message({"poll_interval": "9" * 400 + "s"}).startswith("poll_interval is '999")
+    assert message({"capture": {"max_payload_bytes": "9" * 400 + "k"}}).startswith("capture.max_payload_bytes is")
+    assert "not YAML" in message("retention: 2026-13-45\nmode: sync\n")
+    assert "cannot be read: embedded null" in message("a\0b")

@@ -302,6 +302,8 @@ def test_a_lone_surrogate_is_refused() -> None:
         ({}, '{"":"range"}'),
         ("x", '{"":"quaternion"}'),
         ([1], '{"":"bytes"}'),
+        ("!!!!", '{"":"bytes"}'),
+        ("AAE=\n", '{"":"bytes"}'),
         (1, "[]"),
         (1, "{"),
         ("P", '{"":"timedelta"}'),
@@ -319,3 +321,36 @@ def test_pointers_to_nothing_change_nothing(types: str) -> None:
     """A constant sidecar names columns that one row may lack."""
     assert lift({"c": 1}, types) == {"c": 1}
     assert lift([1], types) == [1]
+
+
+class Price(Decimal):
+    def __str__(self) -> str:
+        return f"{super().__str__()} EUR"
+
+
+class Label(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "label"
+
+
+class Loud(uuid.UUID):
+    def __str__(self) -> str:
+        return "loud"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(Price("1.5"), Decimal("1.5")), (Label("x"), "x"), (Loud(int=5), uuid.UUID(int=5)), ({Label("k"): Price(1)}, {"k": Decimal(1)})],
+)  # fmt: skip
+def test_how_a_subclass_prints_itself_does_not_matter(value: Any, expected: Any) -> None:
+    """What travels is the value of the base."""
+    assert same(round_trip(value), expected)
+
+
+def test_an_integer_beyond_what_python_prints_is_refused() -> None:
+    """More than 4300 digits; fewer come back."""
+    assert round_trip(10**4000) == 10**4000
+    with pytest.raises(EventError, match="4300 digits"):
+        texts(10**5000)

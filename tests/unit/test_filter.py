@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqla_events.errors import EventError
+from sqla_events.event import quote, type_of
 from sqla_events.filter import PatternTree, check_pattern, matches
 
 
@@ -123,3 +124,29 @@ def test_a_match_looks_at_a_few_nodes_of_many_thousand() -> None:
     finally:
         node.children = children  # type: ignore[method-assign]
     assert visited <= 2 + 4 + 8
+
+
+def test_ten_thousand_subscriptions_give_the_right_answers() -> None:
+    """Exact, half open and globs together, each compared with the definition."""
+    forms = ("s{a}.t{b}.create", "s{a}.*.update", "*.t{b}.*", "s{a}.t{b}?.create", "*.t[{a}]*.delete")
+    patterns = [forms[n % 5].format(a=n % 7, b=n % 503) for n in range(10_000)]
+    tree: PatternTree[int] = PatternTree()
+    for number, pattern in enumerate(patterns):
+        tree.add(pattern, number)
+    for event_type in ("s1.t5.create", "s3.t12.update", "s6.t502.delete", "s9.x.update", "s0.t0", "s2.t31.create"):
+        expected = [number for number, pattern in enumerate(patterns) if naive(pattern, event_type)]
+        assert tree.match(event_type) == expected
+
+
+@given(st.text("ab[]!-^&|~?*\\", min_size=1, max_size=6), st.text("ab[]!-^&|~", min_size=1, max_size=4))
+def test_any_signs_in_a_glob(glob: str, segment: str) -> None:
+    """Brackets that never close and signs of regular expressions are no error and no warning."""
+    assert matches(f"x.{glob}", f"x.{segment}") is naive(f"x.{glob}", f"x.{segment}")
+
+
+def test_a_pattern_that_is_quoted_matches_the_odd_name() -> None:
+    """A table with a dot or an asterisk in its name is one segment."""
+    event_type = type_of("public", "odd.*name", "create")
+    assert matches(f"public.{quote('odd.*name')}.*", event_type)
+    assert matches("*.*.create", event_type)
+    assert not matches("public.odd.*", event_type)
