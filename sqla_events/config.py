@@ -107,7 +107,8 @@ class Config(Section):
     provider: str = setting(
         TEXT,
         "memory",
-        "What carries events: memory, redis, nats, database, or the name of an installed one; or its URL.",
+        "What carries events: memory, database, or the name of an installed one (or its URL). redis and nats are read "
+        "from the configuration; their providers are not part of this version.",
     )
     mode: str = setting(
         one_of("async", "sync"),
