@@ -29,6 +29,7 @@ from .ledger import Ledger
 from .outcomes import Outcomes
 from .pace import Pace
 from .reading import Reading, Share
+from .retention import prune
 from .rows import Row
 from .settings import ReaderSettings
 from .troubles import attempts_of, buried_of, redriven, troubles_within
@@ -41,6 +42,8 @@ URGENT = 10_000
 STANDBY_SECONDS = 0.25
 """Between attempts to take a lease that another holds."""
 REDRIVE_SECONDS = 1.0
+PRUNE_SECONDS = 3600.0
+"""Between looks for batches that are too old to be of interest."""
 ROOM_SECONDS = 0.01
 """For which a read is put off while more than half of the prefetch is out."""
 BATCH_BYTES = 16_000_000
@@ -81,6 +84,7 @@ class Reader:
         self._hurry = asyncio.Event()
         self._room = asyncio.Event()
         self._committed_at = 0.0
+        self._pruned_at = -PRUNE_SECONDS
         self._redriven_at = 0.0
         self._started = now()
         self._failures = held.failures
@@ -267,10 +271,16 @@ class Reader:
             while True:
                 await self._until_due()
                 await self._available(self.commit)
+                if time.monotonic() > self._pruned_at + PRUNE_SECONDS:
+                    await self._available(self._prune)
         except Exception as error:
             self._ended = self._ended or error
             self._room.set()
             self._ear.hear()
+
+    async def _prune(self) -> None:
+        self._pruned_at = time.monotonic()
+        await self._database.run(prune, self._tables, self.lease.group, self.lease.partition)
 
     async def _until_due(self) -> None:
         longest = self._settings.lease / 3

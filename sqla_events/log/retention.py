@@ -14,6 +14,9 @@ from .query import as_stored, groups
 
 BATCH = 5_000
 
+BATCHES_SECONDS = 7 * 86_400.0
+"""How long it is known when an event was done, where no retention deletes it before."""
+
 
 def retain(connection: Connection, tables: Tables, seconds: float, batch: int = BATCH) -> int:
     """Delete at most ``batch`` events from the low end that are older than ``seconds``; returns how many. Call it until 0.
@@ -37,6 +40,15 @@ def retain(connection: Connection, tables: Tables, seconds: float, batch: int = 
     if deleted < batch:
         connection.execute(sa.delete(tables.batches).where(tables.batches.c.completed_at < before))
     return deleted
+
+
+def prune(connection: Connection, tables: Tables, group: str, partition: int) -> int:
+    """Delete batches of a week ago: of older events the log knows that they are done, but not when. Returns how many."""
+    begin_writing(connection)
+    b, before = tables.batches, now() - dt.timedelta(seconds=BATCHES_SECONDS)
+    return connection.execute(
+        sa.delete(b).where(b.c.group == group, b.c.partition == partition, b.c.completed_at < before)
+    ).rowcount
 
 
 def _bound(connection: Connection, tables: Tables) -> int | None:
