@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from functools import lru_cache
 
 import msgspec
 
@@ -135,16 +136,24 @@ class Row(msgspec.Struct, gc=False):
 
     def to_message(self) -> Message:
         """The wire form, which :func:`event.decode` makes the same event of as :meth:`to_event`."""
-        own = "" if self.key is None else f'"key":{_text(self.key)},'
+        key = self.key
+        own = "" if key is None else f'"key":"{key}",' if key.isalnum() else f'"key":{_text(key)},'
         if self.user_id is not None:
             own += f'"user_id":{_text(user_id_from_text(self.user_id))},'
         if self.session_id is not None:
             own += f'"session_id":{_text(self.session_id)},'
         if self.metadata is not None:
             own += f'"metadata":{self.metadata},'
-        about, made = self.same, self.created_at.isoformat()
-        body = f'{{"id":"{self.id}","seq":{self.seq},"created_at":"{made}",{about.wire}{own}"payload":{self.payload}}}'
+        about = self.same
+        body = f'{{"id":"{self.id}","seq":{self.seq},"created_at":"{self._time()}",{about.wire}{own}"payload":{self.payload}}}'
         return Message(self.id, about.type, self.lane, body.encode(), self.seq)
+
+    def _time(self) -> str:
+        """RFC 3339."""
+        if isinstance(self.created, str):
+            return self.created_at.isoformat()
+        second, micro = divmod(int.from_bytes(self.created, signed=True), 1_000_000)
+        return f"{_second(second)}.{micro:06d}Z"
 
     def without_payload(self) -> Row:
         """What is left of an event whose payload cannot be decoded."""
@@ -154,6 +163,11 @@ class Row(msgspec.Struct, gc=False):
 
 _Y2K = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _json = msgspec.json.Encoder()
+
+
+@lru_cache(maxsize=4096)
+def _second(since: int) -> str:
+    return (_Y2K + dt.timedelta(seconds=since)).isoformat()[:19]
 
 
 def _text(value: str | int) -> str:
