@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-SHORTEST = 0.004
-"""Seconds between looks while something happens: events of other processes are found within a few times this."""
+SHORTEST, LIVELY = 0.004, 0.015
+"""Seconds between looks while something happens: as long as nothing has come, but within these."""
+LIVELY_LASTS = 2.0
+"""Seconds after the last event for which something is said to happen; then looks become rare, a quarter of the silence."""
 AFTER_BELL = 0.0005
 """Seconds before the second look after a bell, growing by half: it rings a moment before the commit can be seen."""
 BELL_LASTS = 0.1
@@ -14,10 +16,10 @@ BELL_LASTS = 0.1
 
 
 class Pace:
-    """Seconds to the next look, from how long nothing has come: as long again, between SHORTEST and ``longest``.
+    """Seconds to the next look, from how long nothing has come; never more than ``longest``.
 
-    So a busy log is looked at every few milliseconds, a quiet one every ``longest`` seconds, and the cost of looking stays
-    in proportion to what comes.
+    So events of other processes are found within a few milliseconds while there are some, and a quiet log costs next to
+    nothing.
     """
 
     def __init__(self, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,4 +41,5 @@ class Pace:
         now = self._clock()
         if self._rung is not None and now - self._rung < BELL_LASTS:
             return max(AFTER_BELL, (now - self._rung) / 2)
-        return min(self._longest, max(SHORTEST, now - self._active))
+        silence = now - self._active
+        return min(self._longest, max(SHORTEST, min(silence, LIVELY) if silence < LIVELY_LASTS else silence / 4))
