@@ -23,7 +23,7 @@ from .choice import Choice, columns
 from .codec import TableCodec
 from .listener import Listener
 from .make import Maker, id_of
-from .plan import Plan, Row
+from .plan import Plan, Row, Shape, key_columns
 from .rows import known_values
 from .settings import CaptureSettings
 
@@ -58,8 +58,16 @@ class Capture:
         self._track_ids = track_ids
         self._codecs: dict[sa.Table, TableCodec | None] = {}
         on_gap = None if settings.on_gap == "ignore" else self._gap
-        self._listener = Listener(self._engine, self._codec_of, self._emit, on_gap, settings.old_values)
+        self._listener = Listener(
+            self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values
+        )
         self._maker = Maker(settings, instance_id, text_id=self._engine.dialect.name == "sqlite")
+        self._enabled = {
+            "create": settings.enable_create,
+            "update": settings.enable_update,
+            "delete": settings.enable_delete,
+            "read": settings.enable_read,
+        }
         self._installed = False
         self._include = Choice(settings.include, settings.default_schema)
         self._exclude = Choice(settings.exclude, settings.default_schema)
@@ -141,6 +149,18 @@ class Capture:
         buffer.plans.clear()
         del buffer.written[buffer.marks.get(name, 0) :]
 
+    def _transaction_text(self, connection: Connection, word: str, name: str | None) -> None:
+        """Somebody writes SAVEPOINT, ROLLBACK or COMMIT as text: what is captured must be on the right side of it."""
+        buffer = buffer_of(connection)
+        if word == "savepoint" and name is not None:
+            self._savepoint(connection, name)
+        elif word == "rollback_savepoint" and name is not None:
+            self._rollback_savepoint(connection, name, None)
+        elif word == "rollback":
+            buffer.clear()
+        else:
+            self._drain(connection, buffer)
+
     def _after_session(self, session: Session) -> None:
         _finish()
 
@@ -177,9 +197,9 @@ class Capture:
             ):  # a result is being fetched: its connection is busy
                 self._drain(connection, buffer)
 
-    def _gap(self, table: str, statement: str, reason: str) -> None:
-        """A write that cannot be seen into: known tables of ours and Alembic's are none of the application's."""
-        if table in self._tables.names.all or table == "alembic_version":
+    def _gap(self, schema: str | None, table: str, statement: str, reason: str) -> None:
+        """A write that cannot be seen into; those to tables that are not captured, and to Alembic's, are nobody's loss."""
+        if table == "alembic_version" or not self._operations(schema, table, lambda choice: choice.names):
             return
         self._signals.emit(Gap(statement[:1000], reason))
         message = f"{reason} writes to {table!r} and is not captured: {statement[:200]}"
@@ -197,8 +217,9 @@ class Capture:
         connection = session.connection(bind_arguments={"mapper": state.mapper})
         for table in state.mapper.tables:
             codec = self._codec_of(table)
-            if codec is not None:
-                plan = Plan(None, None, table, "read", codec, unit_of_work=False, many=False, want_old=False)
+            if codec is not None and "read" in codec.operations:
+                shape = Shape(table, "read", None, given=False, upsert=False, sorted=False)
+                plan = Plan(None, None, shape, codec, many=False, want_old=False)
                 values = known_values(state, table)
                 key = {name: values[name] for name in codec.key if name in values}
                 self._emit(connection, buffer_of(connection), plan, [Row(key, after=values)])
@@ -209,21 +230,31 @@ class Capture:
         try:
             return self._codecs[table]
         except KeyError:
-            codec = self._codecs[table] = self._codec(table) if self._wanted(table) else None
+            codec = self._codecs[table] = self._codec(table)
             return codec
 
-    def _wanted(self, table: sa.Table) -> bool:
+    def _operations(self, schema: str | None, table: str, how: Callable[[Choice], Callable[..., bool]], *of: Any) -> frozenset[str]:
+        """The operations on a table that are captured."""
         names = self._tables.names
-        if table.schema == names.schema and table.name in names.all:
-            return False
-        return not self._exclude.has(table) and (not self._include or self._include.has(table))
+        if schema == names.schema and table in names.all:
+            return frozenset()
+        what = of or (schema, table)
+        return frozenset(
+            operation
+            for operation, enabled in self._enabled.items()
+            if enabled
+            and not how(self._exclude)(*what, operation)
+            and (not self._include or how(self._include)(*what, operation))
+        )
 
-    def _codec(self, table: sa.Table) -> TableCodec:
-        s = self._settings
+    def _codec(self, table: sa.Table) -> TableCodec | None:
+        s, operations = self._settings, self._operations(table.schema, str(table.name), lambda choice: choice.has, table)
+        if not operations:
+            return None
         return TableCodec(
-            table, self._engine.dialect, table.primary_key,
+            table, self._engine.dialect, key_columns(table),
             columns(s.exclude_columns, "exclude", s.default_schema), columns(s.redact_columns, "redact", s.default_schema),
-            s.on_unencodable == "placeholder",
+            s.on_unencodable == "placeholder", operations,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Which tables, and which of their columns."""
+"""Which tables and operations, and which of their columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import ConfigError
 
 
 class Choice:
-    """Tables by pattern, mapped class or Table.
+    """Tables by pattern, mapped class or Table; operations by a pattern with a third part.
 
     :raises ConfigError: for anything else.
     """
@@ -21,17 +21,23 @@ class Choice:
     def __init__(self, wanted: tuple[Any, ...], default_schema: str) -> None:
         self._patterns = [one for one in wanted if isinstance(one, str)]
         self._tables = {table for one in wanted if not isinstance(one, str) for table in _tables_of(one)}
+        self._names = {(table.schema or default_schema, str(table.name)) for table in self._tables}
         self._default_schema = default_schema
 
     def __bool__(self) -> bool:
-        return bool(self._patterns or self._tables)
+        return bool(self._patterns or self._names)
 
-    def has(self, table: sa.Table) -> bool:
-        """Whether the table is one of them."""
-        full = f"{table.schema or self._default_schema}.{table.name}"
-        return table in self._tables or any(
-            fnmatchcase(full, one) or fnmatchcase(f"{full}.create", one) for one in self._patterns
-        )
+    def has(self, table: sa.Table, operation: str) -> bool:
+        """Whether an operation on the table is one of them."""
+        return table in self._tables or self._matches(table.schema, str(table.name), operation)
+
+    def names(self, schema: str | None, table: str, operation: str) -> bool:
+        """The same of a table that is known by name only."""
+        return (schema or self._default_schema, table) in self._names or self._matches(schema, table, operation)
+
+    def _matches(self, schema: str | None, table: str, operation: str) -> bool:
+        full = f"{schema or self._default_schema}.{table}"
+        return any(fnmatchcase(full, one) or fnmatchcase(f"{full}.{operation}", one) for one in self._patterns)
 
 
 def _tables_of(one: Any) -> list[sa.Table]:

@@ -11,7 +11,7 @@ import datetime as dt
 import enum
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -61,7 +61,7 @@ class ColumnCodec:
         self.dumps: Callable[[Any], str] = getattr(dialect, "_json_serializer", None) or json.dumps
         self._impl = kind.dialect_impl(dialect)
         self._dialect = dialect
-        self._loads: dict[Any, Form | None] = {}
+        self._loaders: dict[Any, Form] = {}
         self.enum = kind.enum_class if isinstance(kind, sa.Enum) else None
         self.expected, self.code, self.form = self._usual()
         self.plain = self.expected if self.bind is None and self.expected in _AS_IS else _Nothing
@@ -119,14 +119,19 @@ class ColumnCodec:
             return None
         return msgspec.Raw(self.dumps(value).encode())
 
-    def loaded(self, raw: Any, code: Any) -> Any:
-        """What the driver returned with this type code, at the level of the SQL type."""
-        if raw is None:
-            return SQL_NULL if self.is_json else None
-        if code not in self._loads:
-            self._loads[code] = self._impl.result_processor(self._dialect, code)
-        load = self._loads[code]
-        return raw if load is None else load(raw)
+    def loader(self, code: Any) -> Form:
+        """What brings a value that the driver returned with this type code to the level of the SQL type."""
+        try:
+            return self._loaders[code]
+        except KeyError:
+            loader = self._loaders[code] = self._loader(self._impl.result_processor(self._dialect, code))
+            return loader
+
+    def _loader(self, load: Form | None) -> Form:
+        null = SQL_NULL if self.is_json else None
+        if load is None:
+            return lambda raw: null if raw is None else raw
+        return lambda raw: null if raw is None else load(raw)
 
 
 class Loaded:
@@ -191,20 +196,25 @@ class TableCodec:
         self,
         table: sa.Table,
         dialect: Dialect,
-        key: Iterable[sa.Column[Any]],
+        key: tuple[str, ...],
         hidden: Callable[[sa.Column[Any]], bool],
         redacted: Callable[[sa.Column[Any]], bool],
         placeholder: bool,
+        operations: frozenset[str] = frozenset(("create", "update", "delete", "read")),
     ) -> None:
         self.table = table
+        self.operations = operations
         self.columns = {column.key: ColumnCodec(column, dialect) for column in table.columns if not hidden(column)}
         for codec in self.columns.values():
             if redacted(codec.column):
                 codec.redact()
         self.json = frozenset(key for key, codec in self.columns.items() if codec.is_json)
-        key = tuple(key)
-        self.key = tuple(column.key for column in key)
-        self._key_codecs = {column.key: self.columns.get(column.key) or ColumnCodec(column, dialect) for column in key}
+        self.key = key
+        self.all_keys = tuple(column.key for column in table.columns if column.key in self.columns or column.key in key)
+        """What is wanted from the database of a row."""
+        self._key_codecs = {name: self.columns.get(name) or ColumnCodec(table.columns[name], dialect) for name in key}
+        self.kinds = {name: (self.columns.get(name) or self._key_codecs[name]).kind for name in self.all_keys}
+        """SQL types by column key: the level of an event's values."""
         self._plain_key = all(codec.bind is None for codec in self._key_codecs.values())
         self.placeholder = placeholder
         self.cascades = _cascades(table)
@@ -215,6 +225,10 @@ class TableCodec:
             if one.code is not None and not one.redacted
         }
         self._types = encoding.dumps(self._codes) if self._codes else None
+
+    def writes(self, shape: Any) -> bool:
+        """Whether events are wanted of what a statement may write."""
+        return shape.verb in self.operations or (shape.upsert and "update" in self.operations)
 
     def side(self, values: Mapping[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
         """Column name -> what the JSON encoder takes. A Loaded value is at the level of the SQL type, others are as bound."""

@@ -7,7 +7,6 @@ lend only what no statement knows: the objects behind a flush, for their old val
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,31 +15,17 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
-from sqlalchemy.sql import dml
-from sqlalchemy.sql.lambdas import LambdaElement
 
-from . import ride
+from . import gaps, many, ride
 from .buffer import Buffer, buffer_of
 from .codec import TableCodec
-from .plan import Plan, Row
-from .rows import rows_of
-from .select import changed_rows, present_rows
-
-VERBS: tuple[tuple[type, str], ...] = ((dml.Insert, "create"), (dml.Update, "update"), (dml.Delete, "delete"))
-
-_TEXT = re.compile(
-    r"\s*(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|REPLACE\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+(?:ONLY\s+)?([\w.\"`\[\]]+)",
-    re.IGNORECASE,
-)
-_CTE = re.compile(
-    r"\s*WITH\b.*\b(INSERT\s+INTO|UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+([\w.\"`\[\]]+)", re.IGNORECASE | re.DOTALL
-)
+from .plan import Plan, Row, Shape, program_of, shape_of, unwrapped
+from .rows import deleted, inserted, matched, updated, whole_rows
+from .select import present_rows, still_there
 
 MAX_STATES = 20_000
 
 Emit = Callable[[Connection, Buffer, Plan, Sequence[Row]], None]
-OnGap = Callable[[str, str, str], None]
-"""(table, statement, reason)"""
 
 
 class Listener:
@@ -51,13 +36,15 @@ class Listener:
         engine: Engine,
         codec_of: Callable[[sa.Table], TableCodec | None],
         emit: Emit,
-        on_gap: OnGap | None,
+        on_gap: gaps.OnGap | None,
+        on_text: Callable[[Connection, str, str | None], None],
         old_values: str,
     ) -> None:
         self._engine = engine
         self._codec_of = codec_of
         self._emit = emit
         self._on_gap = on_gap
+        self._on_text = on_text
         self._always = old_values == "always"
         self._listening: list[tuple[Any, str, Any]] = []
 
@@ -65,6 +52,7 @@ class Listener:
         """Hook in."""
         self._add(self._engine, "before_execute", self._before_execute, retval=True)
         self._add(self._engine, "before_cursor_execute", self._before_cursor, retval=True)
+        self._add(self._engine, "do_executemany", self._execute_many)
         self._add(self._engine, "after_cursor_execute", self._after_cursor)
         self._add(self._engine, "after_execute", self._after_execute)
         self._add(self._engine, "handle_error", self._on_error)
@@ -86,84 +74,150 @@ class Listener:
     def _before_execute(
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any]
     ) -> Any:
-        plan = self._plan(connection, element, multi, options)
-        if plan is None:
+        shape = shape_of(element)
+        codec = None if shape is None else self._codec_of(shape.table)
+        if shape is None or codec is None or not codec.writes(shape):
             return element, multi, single
         buffer = buffer_of(connection)
         buffer.refuse_autocommit(connection)
-        if plan.many and not plan.unit_of_work and plan.verb != "create":
-            plan.before = present_rows(connection, plan, multi)
-        elif (
-            plan.verb == "update" and not plan.unit_of_work and self._always and not ride.old_rides(connection.dialect)
-        ):
-            plan.before = present_rows(connection, plan, [single] if single else multi or [{}])
-        buffer.plans.append(plan)
-        return plan.element, multi, single
-
-    def _plan(self, connection: Connection, element: Any, multi: Any, options: Mapping[str, Any]) -> Plan | None:
-        statement = unwrapped(element)
-        verb = next((verb for kind, verb in VERBS if isinstance(statement, kind)), None)
-        table = None if verb is None else table_of(statement)
-        codec = None if table is None else self._codec_of(table)
-        if verb is None or table is None or codec is None:
-            return None
-        many = len(multi) > 1
-        unit_of_work = "compiled_cache" in options and statement is element
-        if verb == "create" and many and statement is element:
-            element = statement = _telling_keys(connection, statement, table, multi)
-        return Plan(element, statement, table, verb, codec, unit_of_work, many, self._always)
+        if shape.verb == "create" and len(multi) > 1:
+            element, shape = _telling_keys(connection, element, shape, multi)
+        buffer.plans.append(Plan(element, unwrapped(element), shape, codec, len(multi) > 1, self._always))
+        return element, multi, single
 
     def _before_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> tuple[str, Any]:
-        plan = _plan_for(connection, context)
-        if plan is not None:
-            sql = ride.along(plan, sql, context, executemany)
-        elif self._on_gap is not None:
-            self._look_for_gap(self._on_gap, sql, context)
-        return sql, parameters
+        if context is None or context.compiled is None or context.is_text:
+            word = gaps.transaction_word(sql)
+            if word is not None:
+                self._on_text(connection, *word)
+        if self._on_gap is not None:
+            gaps.look(self._on_gap, sql, context)
+        plan = self._plan_for(connection, context)
+        return (sql if plan is None else self._prepared(connection, plan, sql, context, executemany)), parameters
 
-    def _look_for_gap(self, on_gap: OnGap, sql: str, context: Any) -> None:
-        """Writes that no statement object tells: text, and a data-modifying CTE under a SELECT."""
-        if (
-            context is not None
-            and getattr(context, "compiled", None) is not None
-            and not getattr(context, "is_text", False)
-            and not _is_cte(sql)
-        ):
-            return
-        match = _TEXT.match(sql) or (_CTE.match(sql) if _is_cte(sql) else None)
-        if match:
-            name = match[match.lastindex or 1].strip('"`[]').rpartition(".")[2].strip('"`[]')
-            on_gap(name, sql, "a data-modifying CTE" if _is_cte(sql) else "text SQL")
+    def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
+        """The plan of what runs now; made here where another listener has put another statement in place of ours."""
+        if context is None or not (context.isinsert or context.isupdate or context.isdelete):
+            return None
+        buffer, invoked = buffer_of(connection), context.invoked_statement
+        if buffer.plans and buffer.plans[-1].is_of(context):
+            plan: Plan = buffer.plans[-1]
+            return plan
+        shape = shape_of(invoked)
+        codec = None if shape is None else self._codec_of(shape.table)
+        if shape is None or codec is None or not codec.writes(shape):
+            return None
+        buffer.refuse_autocommit(connection)
+        plan = Plan(invoked, unwrapped(invoked), shape, codec, len(context.compiled_parameters) > 1, self._always)
+        buffer.plans.append(plan)
+        return plan
+
+    def _prepared(self, connection: Connection, plan: Plan, sql: str, context: Any, executemany: bool) -> str:
+        """Decide how the rows will be known, and let ride along what that needs."""
+        by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
+        _decide(plan, context, executemany, by_driver)
+        if by_driver and not plan.own:
+            return sql
+        plan.look_before = self._looks_before(plan, context)
+        if plan.look_before and not by_driver:
+            plan.before = present_rows(connection, plan, context, context.compiled_parameters[0])
+        ridden = ride.along(plan, sql, context)
+        if plan.whole and not plan.ride:
+            self._blind(plan, sql)
+        return ridden
+
+    def _looks_before(self, plan: Plan, context: Any) -> bool:
+        wanted = plan.verb == "update" and plan.whole and (plan.want_old or ride.moves(plan))
+        return wanted and not ride.old_rides(plan, context.dialect)
+
+    def _blind(self, plan: Plan, sql: str) -> None:
+        plan.whole = plan.own = False
+        plan.blind = True
+        if self._on_gap is not None:
+            self._on_gap(plan.table.schema, str(plan.table.name), sql, "a statement whose rows the database does not return")
+
+    # While -------------------------------------------------------------------------------------------------------
+
+    def _execute_many(self, dbapi_cursor: Any, sql: str, parameters: Any, context: Any) -> bool | None:
+        plans = buffer_of(context.root_connection).plans
+        if not plans or not plans[-1].own or not plans[-1].is_of(context):
+            return None
+        if plans[-1].look_before:
+            self._execute_each(plans[-1], dbapi_cursor, sql, parameters, context)
+        else:
+            many.run(plans[-1], dbapi_cursor, sql, parameters, context)
+        return True
+
+    def _execute_each(self, plan: Plan, dbapi_cursor: Any, sql: str, parameters: Any, context: Any) -> None:
+        """Many sets of an UPDATE whose rows have to be read before it: one after the other."""
+        connection, done = context.root_connection, 0
+        buffer = buffer_of(connection)
+        for given, raw in zip(context.compiled_parameters, parameters, strict=True):
+            plan.before = present_rows(connection, plan, context, given)
+            context.dialect.do_execute(dbapi_cursor, sql, raw, context)
+            for rows in ride.take_off(plan, dbapi_cursor, context):
+                done += len(rows)
+                self._came_back(connection, buffer, plan, context, rows)
+        context._rowcount = done
 
     # After -------------------------------------------------------------------------------------------------------
 
     def _after_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> None:
-        plan = _plan_for(connection, context)
-        if plan is not None and plan.ride:
-            ride.take_off(plan, dbapi_cursor, context)
+        buffer = buffer_of(connection)
+        if not buffer.plans or not buffer.plans[-1].is_of(context):
+            return
+        plan: Plan = buffer.plans[-1]
+        if plan.ride and not plan.own:
+            for rows in ride.take_off(plan, dbapi_cursor, context):
+                self._came_back(connection, buffer, plan, context, rows)
+
+    def _came_back(
+        self, connection: Connection, buffer: Buffer, plan: Plan, context: Any, rows: list[dict[str, Any]]
+    ) -> None:
+        if plan.whole:
+            self._emit(connection, buffer, plan, whole_rows(plan, context, rows))
+        else:
+            plan.rode += rows
 
     def _after_execute(
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any], result: Any
     ) -> None:
         buffer = buffer_of(connection)
-        if not buffer.plans or buffer.plans[-1].element is not element:
+        context = getattr(result, "context", None)
+        if not buffer.plans or context is None or not buffer.plans[-1].is_of(context):
             return
-        plan = buffer.plans.pop()
-        rows: Sequence[Row]
-        if plan.before is not None and plan.many:
-            rows = changed_rows(connection, plan)
+        self._done(connection, buffer, buffer.plans.pop(), context)
+
+    def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
+        rows: Sequence[Row] = ()
+        if plan.whole:
+            rows = whole_rows(plan, context, plan.rode) if plan.rode else ()
+        elif plan.blind:
+            return
+        elif plan.verb == "create":
+            rows = inserted(plan, context)
         else:
-            rows = rows_of(plan, result.context, buffer)
+            sets = matched(plan, context)
+            if sets is None:
+                sets = still_there(connection, plan, context.compiled_parameters)
+            rows = updated(plan, context, buffer, sets) if plan.verb == "update" else deleted(plan, buffer, sets)
         if rows:
             self._emit(connection, buffer, plan, rows)
 
     def _on_error(self, context: Any) -> None:
-        if context.connection is not None:
-            buffer_of(context.connection).plans.clear()
+        """A statement failed. SQLite keeps what its earlier sets of parameters wrote, unless the caller rolls back."""
+        connection, execution = context.connection, context.execution_context
+        if connection is None or execution is None:
+            return
+        buffer = buffer_of(connection)
+        if buffer.plans and buffer.plans[-1].is_of(execution):
+            plan = buffer.plans.pop()
+            if plan.counts is not None and connection.dialect.name == "sqlite":
+                self._done(connection, buffer, plan, execution)
 
     def _remember(self, mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
         if connection.engine.pool is self._engine.pool and state.key is not None:
@@ -175,63 +229,42 @@ class Listener:
         return EXT_CONTINUE
 
 
-def unwrapped(element: Any) -> Any:
-    """The INSERT, UPDATE or DELETE in a lambda or a ``from_statement``; else the element itself."""
-    while True:
-        if isinstance(element, LambdaElement):
-            element = element._resolved
-        elif type(element).__name__ == "FromStatement":
-            element = element.element
-        else:
-            return element
-
-
-def table_of(statement: Any) -> sa.Table | None:
-    """The table that a statement writes, behind an alias too.
-
-    A bulk statement on a mapped class goes out once for each of its tables, and says which by an annotation alone.
-    """
-    said = statement._annotations
-    table = said.get("_emit_update_table", said.get("_emit_insert_table", statement.table))
-    while isinstance(table, sa.sql.selectable.AliasedReturnsRows):
-        table = table.element
-    return (
-        table._deannotate()
-        if isinstance(table, sa.Table) and table._annotations
-        else table
-        if isinstance(table, sa.Table)
-        else None
-    )
-
-
-def _telling_keys(connection: Connection, statement: Any, table: sa.Table, multi: Any) -> Any:
+def _telling_keys(connection: Connection, element: Any, shape: Shape, multi: Any) -> tuple[Any, Shape]:
     """A bulk INSERT that will say which keys and server defaults its rows got, where it would not and they are not given.
 
     It then goes out as ``insertmanyvalues`` instead of the driver's executemany, which returns nothing.
     """
-    if statement._returning or statement._return_defaults or statement._multi_values or statement.select is not None:
-        return statement
-    if not connection.dialect.insert_executemany_returning:
-        return statement
-    given = multi[0]
-    if statement._post_values_clause is not None:  # an upsert: only the database knows which rows it wrote
-        return statement.return_defaults()
-    missing = [
-        column
+    if not isinstance(element, sa.Insert) or not connection.dialect.insert_executemany_returning:
+        return element, shape
+    if element._returning or element._return_defaults or element._multi_values or element.select is not None:
+        return element, shape
+    if shape.given and not _unsaid(shape.table, multi[0]):
+        return element, shape
+    telling = element.return_defaults()
+    told = shape_of(telling)
+    assert told is not None
+    return telling, told
+
+
+def _unsaid(table: sa.Table, given: Mapping[str, Any]) -> bool:
+    return any(
+        column.key not in given and (column.primary_key or column.server_default is not None)
         for column in table.columns
-        if column.key not in given and (column.primary_key or column.server_default is not None)
-    ]
-    return statement.return_defaults() if missing else statement
+    )
 
 
-def _plan_for(connection: Connection, context: Any) -> Plan | None:
-    plans = buffer_of(connection).plans
-    if not plans or context is None:
-        return None
-    invoked = getattr(context, "invoked_statement", None)
-    plan: Plan = plans[-1]
-    return plan if invoked is not None and (invoked is plan.element or unwrapped(invoked) is plan.statement) else None
-
-
-def _is_cte(sql: str) -> bool:
-    return sql.lstrip()[:4].upper() == "WITH"
+def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> None:
+    """How the rows of the statement get known: whole, put together from what is told, or by running its sets ourselves."""
+    shape, program, dialect = plan.shape, program_of(plan.shape, context), context.dialect
+    unsaid = bool(program.moved - program.told)
+    sqlite = dialect.name == "sqlite"
+    if shape.verb == "create":
+        plan.whole = not shape.given or (executemany and (unsaid or not (by_driver or shape.sorted)))
+        plan.own = by_driver and (sqlite or plan.whole)
+    elif shape.by_key:
+        plan.whole = False
+        plan.own = by_driver and (sqlite or unsaid or shape.verb == "delete" or dialect.driver == "asyncpg")
+    else:
+        keys = plan.codec.key
+        plan.whole, plan.own = True, by_driver
+        plan.moves_key = any(key in program.moved or key in program.given for key in keys)

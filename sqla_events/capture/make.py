@@ -31,12 +31,6 @@ class Maker:
         self._instance_id = instance_id
         self._new_id = id_hex if text_id else id_text
         self._before = settings.old_values != "never"
-        self._enabled = {
-            "create": settings.enable_create,
-            "update": settings.enable_update,
-            "delete": settings.enable_delete,
-            "read": settings.enable_read,
-        }
 
     def events(self, connection: Connection, plan: Plan, rows: Iterable[Row]) -> list[tuple[Any, ...]]:
         """The outbox rows of what one statement wrote, in the order of :data:`outbox.COLUMNS`."""
@@ -47,7 +41,7 @@ class Maker:
         entity, made, instance, session_id = str(plan.table.name), [], self._instance_id, about.session_id
         for row in rows:
             verb = row.verb or plan.verb
-            if not self._enabled[verb]:
+            if verb not in plan.codec.operations:
                 continue
             payload, types = self._payload(plan.codec, row, verb)
             made.append(

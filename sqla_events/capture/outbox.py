@@ -25,7 +25,7 @@ def write(connection: Connection, tables: Tables, rows: Sequence[tuple[Any, ...]
     :raises CaptureError: if the table is missing or refuses them.
     """
     try:
-        if connection.dialect.driver == "psycopg" and len(rows) >= COPY_FROM:
+        if connection.dialect.driver == "psycopg" and not connection.dialect.is_async and len(rows) >= COPY_FROM:
             _copy(connection, tables, rows)
         else:
             _insert(connection, tables, rows)

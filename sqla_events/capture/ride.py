@@ -10,98 +10,80 @@ Private names of SQLAlchemy used here, the same in 2.0 and 2.1: the cursor fetch
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import cursor
 
 from .codec import Loaded
-from .plan import Plan, may_change
+from .plan import Plan, program_of
 
 OLD = "old."
 INSERTED = "inserted?"
 """Whether an upsert inserted: PostgreSQL's ``xmax = 0``."""
 
-
-def old_rides(dialect: Any) -> bool:
-    """Whether RETURNING can tell the row as it was."""
-    return dialect.name == "postgresql" and (dialect.server_version_info or (0,)) >= (18,)
+CHUNK = 1000
+"""Rows that are taken off a cursor at a time: a statement that writes a million must not hold a million in Python."""
 
 
-def along(plan: Plan, sql: str, context: Any, executemany: bool) -> str:
-    """The statement with what is wanted from it; as it is where nothing is, or nothing can ride."""
-    if executemany and context.execute_style.name != "INSERTMANYVALUES":  # the driver's executemany returns no rows
-        return sql
-    wanted = _wanted(plan, context)
-    if not wanted or not _can_return(plan, context.dialect):
+def old_rides(plan: Plan, dialect: Any) -> bool:
+    """Whether RETURNING can tell the row as it was: PostgreSQL 18's ``old``, unless the table itself is called that."""
+    recent = dialect.name == "postgresql" and (dialect.server_version_info or (0,)) >= (18,)
+    return recent and str(plan.statement.table.name).lower() not in ("old", "new")
+
+
+def can_return(plan: Plan, dialect: Any) -> bool:
+    """Whether the database has RETURNING for this kind of statement."""
+    flags = {"create": dialect.insert_returning, "update": dialect.update_returning, "delete": dialect.delete_returning}
+    return bool(flags[plan.verb])
+
+
+def along(plan: Plan, sql: str, context: Any) -> str:
+    """The statement with what is wanted from it, as ``plan.ride`` says afterwards; as it is where nothing is."""
+    wanted = () if not can_return(plan, context.dialect) else _wanted(plan, context)
+    if not wanted:
         return sql
     plan.ride = wanted
-    riders = [_sql(plan, key, context) for key in wanted]
-    if plan.upsert and context.dialect.name == "postgresql":
-        plan.ride += (INSERTED,)
-        riders.append(f"({_owner(plan, context)}.xmax = 0)")
-    if plan.want_old and plan.verb == "update" and not plan.unit_of_work and old_rides(context.dialect):
-        plan.ride += tuple(OLD + key for key in wanted)
-        riders += [
-            f"old.{context.dialect.identifier_preparer.format_column(plan.table.columns[key])}" for key in wanted
-        ]
     joint = ", " if context.compiled.effective_returning else " RETURNING "
-    return sql + joint + ", ".join(riders)
-
-
-def _can_return(plan: Plan, dialect: Any) -> bool:
-    return bool(
-        {"create": dialect.insert_returning, "update": dialect.update_returning, "delete": dialect.delete_returning}[
-            plan.verb
-        ]
-    )
+    owner = _owner(plan, context)
+    return sql + ("\n" if "--" in sql else "") + joint + ", ".join(_sql(plan, key, owner, context) for key in wanted)
 
 
 def _wanted(plan: Plan, context: Any) -> tuple[str, ...]:
-    keys = tuple(column.key for column in plan.table.columns)
-    if not plan.unit_of_work:
-        return keys
-    if plan.verb == "create":
-        return _unsaid(plan, context)
-    if plan.verb == "update":
-        given = context.compiled_parameters[0]
-        return tuple(
-            column.key for column in plan.table.columns if column.key not in given and may_change(column, plan.set_keys)
-        )
-    return ()
+    if plan.whole:
+        return _whole(plan, context.dialect)
+    program = program_of(plan.shape, context)
+    wanted = program.moved - program.told
+    if plan.own and context.dialect.driver == "asyncpg":  # only its rows tell which sets have matched
+        wanted |= set(plan.codec.key)
+    return tuple(key for key in plan.codec.all_keys if key in wanted)
 
 
-def _unsaid(plan: Plan, context: Any) -> tuple[str, ...]:
-    """Columns of an INSERT that neither parameters nor SQLAlchemy's own RETURNING tell, and that are not simply NULL.
-
-    With several rows nothing rides: what comes back is in no order that could be trusted.
-    """
-    if plan.many:
-        return ()
-    given = context.compiled_parameters[0]
-    told = {getattr(column, "key", None) for column in context.compiled.effective_returning or ()}
-    return tuple(
-        column.key
-        for column in plan.table.columns
-        if column.key not in given and column.key not in told and (column.key in plan.set_keys or has_default(column))
-    )
+def _whole(plan: Plan, dialect: Any) -> tuple[str, ...]:
+    keys = plan.codec.all_keys
+    olds = tuple(OLD + key for key in keys)
+    if plan.shape.upsert and dialect.name == "postgresql":
+        if old_rides(plan, dialect):
+            return (*keys, *olds)
+        partitioned = plan.table.dialect_options["postgresql"]["partition_by"]  # has no xmax
+        return keys if partitioned else (*keys, INSERTED)
+    wants_old = plan.verb == "update" and (plan.want_old or moves(plan)) and old_rides(plan, dialect)
+    return (*keys, *olds) if wants_old else keys
 
 
-def has_default(column: sa.Column[Any]) -> bool:
-    """Whether a column that is not given becomes something else than NULL."""
-    return (
-        column.server_default is not None
-        or column.default is not None
-        or column.primary_key
-        or column.computed is not None
-        or column.identity is not None
-    )
+def moves(plan: Plan) -> bool:
+    """Whether the rows of an UPDATE cannot be told by their key: it has none, or changes it."""
+    return not plan.codec.key or plan.moves_key
 
 
-def _sql(plan: Plan, key: str, context: Any) -> str:
-    preparer = context.dialect.identifier_preparer
-    name = preparer.format_column(plan.table.columns[key])
-    return str(name) if context.dialect.name == "sqlite" else f"{_owner(plan, context)}.{name}"
+def _sql(plan: Plan, key: str, owner: str, context: Any) -> str:
+    if key == INSERTED:
+        return f"({owner}.xmax = 0)"
+    column = context.dialect.identifier_preparer.format_column(plan.table.columns[key.removeprefix(OLD)])
+    if key.startswith(OLD):
+        return f"old.{column}"
+    return str(column) if context.dialect.name == "sqlite" else f"{owner}.{column}"
 
 
 def _owner(plan: Plan, context: Any) -> str:
@@ -116,19 +98,25 @@ def _owner(plan: Plan, context: Any) -> str:
     return str(context.dialect.identifier_preparer.quote(owner))
 
 
-def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> None:
-    """Cut off what rode along, and leave the cursor to SQLAlchemy as if it had not."""
-    rows, count = dbapi_cursor.fetchall(), len(plan.ride)
-    description = dbapi_cursor.description
-    own = len(description) - count
+# Taking off ---------------------------------------------------------------------------------------------------------
+
+
+def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> Iterator[list[dict[str, Loaded]]]:
+    """Cut off what rode along, some rows at a time, and leave the cursor to SQLAlchemy as if it had not."""
+    description, kept, total = dbapi_cursor.description, [], 0
+    own = len(description) - len(plan.ride)
     codes = [column[1] for column in description[own:]]
-    plan.rode += [_loaded(plan, row[own:], codes) for row in rows]
-    if own == 0:
-        context.cursor_fetch_strategy = cursor._NO_CURSOR_DML
+    while rows := dbapi_cursor.fetchmany(CHUNK):
+        total += len(rows)
+        if own:
+            kept += [tuple(row[:own]) for row in rows]
+        yield loaded(plan, rows, own, codes)
+    if own:
+        _leave(context, dbapi_cursor, kept, description[:own])
     else:
-        _leave(context, dbapi_cursor, [tuple(row[:own]) for row in rows], description[:own])
+        context.cursor_fetch_strategy = cursor._NO_CURSOR_DML
     if not context.isinsert:
-        context._rowcount = len(rows)
+        context._rowcount = total
 
 
 def _leave(context: Any, dbapi_cursor: Any, rows: list[tuple[Any, ...]], description: Any) -> None:
@@ -138,9 +126,17 @@ def _leave(context: Any, dbapi_cursor: Any, rows: list[tuple[Any, ...]], descrip
     context.fetchall_for_returning = lambda _: rows
 
 
-def _loaded(plan: Plan, row: Any, codes: list[Any]) -> dict[str, Loaded]:
+def loaded(plan: Plan, rows: Sequence[Any], own: int, codes: Sequence[Any]) -> list[dict[str, Loaded]]:
+    """Rows of the driver as values at the level of their columns' SQL types; the first ``own`` columns are not ours."""
     columns = plan.codec.columns
-    return {
-        key: Loaded(columns[plain].loaded(raw, code) if (plain := key.removeprefix(OLD)) in columns else raw)
-        for key, raw, code in zip(plan.ride, row, codes, strict=True)
-    }
+    loads = [
+        columns[plain].loader(code) if (plain := key.removeprefix(OLD)) in columns else _as_it_is
+        for key, code in zip(plan.ride, codes, strict=True)
+    ]
+    return [
+        {key: Loaded(load(value)) for key, load, value in zip(plan.ride, loads, row[own:], strict=True)} for row in rows
+    ]
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

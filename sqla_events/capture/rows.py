@@ -12,54 +12,88 @@ from sqlalchemy.orm.base import LoaderCallableStatus
 
 from .buffer import Buffer
 from .codec import SQL_NULL, Loaded
-from .plan import Plan, Row, may_change
-from .ride import INSERTED, OLD, has_default
+from .plan import Plan, Program, Row, program_of
+from .ride import INSERTED, OLD, moves
+
+# Rows that came back whole ------------------------------------------------------------------------------------------
 
 
-def rows_of(plan: Plan, context: Any, buffer: Buffer) -> Sequence[Row]:
-    """The rows that the statement has written."""
+def whole_rows(plan: Plan, context: Any, rows: Iterable[dict[str, Loaded]]) -> list[Row]:
+    """Of a statement of anybody's, or of one whose parameters do not say enough."""
     if plan.verb == "create":
-        return _ridden(plan, context) if plan.ride and not plan.unit_of_work else _inserted(plan, context)
-    if not plan.unit_of_work:
-        return _ridden(plan, context)
-    return _updated(plan, context, buffer) if plan.verb == "update" else _deleted(plan, context, buffer)
+        return [_created(plan, row) for row in rows]
+    if plan.verb == "delete":
+        return [Row(_key(plan, row), before=row) for row in rows]
+    program = program_of(plan.shape, context)
+    changed = [key for key in plan.codec.all_keys if key in program.given or key in program.moved]
+    if plan.before is None or not moves(plan):
+        olds = {_identity(plan, row): row for row in plan.before or ()}
+        return [_changed(plan, row, changed, olds) for row in rows]
+    replaced, plan.before = plan.before, []
+    return [
+        *(Row(_key(plan, row), before=row, verb="delete") for row in replaced),
+        *(Row(_key(plan, row), after=row, verb="create") for row in rows),
+    ]
 
 
-def _ridden(plan: Plan, context: Any) -> list[Row]:
-    """A statement of anybody's: every row came back whole."""
-    rows = []
-    changed = plan.set_keys | {
-        key for given in context.compiled_parameters for key in given if key in plan.table.columns
-    }
-    for row in plan.rode:
-        key = {name: row[name] for name in plan.codec.key}
-        if plan.verb == "create":
-            rows.append(_upserted(key, row) if plan.upsert else Row(key, after=row))
-        elif plan.verb == "delete":
-            rows.append(Row(key, before=row))
+def _key(plan: Plan, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in plan.codec.key}
+
+
+def _identity(plan: Plan, row: Mapping[str, Loaded]) -> tuple[Any, ...]:
+    return tuple(row[name].value for name in plan.codec.key)
+
+
+def _created(plan: Plan, row: dict[str, Loaded]) -> Row:
+    if not plan.shape.upsert:
+        return Row(_key(plan, row), after=row)
+    new, old = _split(row)
+    said = new.pop(INSERTED, None)
+    key = _key(plan, new)
+    if said is None and not old:
+        return Row(key, after=new, upsert=True)
+    fresh = said.value if said is not None else all(value.value in (None, SQL_NULL) for value in old.values())
+    return Row(key, after=new) if fresh else Row(_key(plan, old or new), old, new, verb="update")
+
+
+def _changed(plan: Plan, row: dict[str, Loaded], changed: list[str], olds: Mapping[Any, dict[str, Loaded]]) -> Row:
+    new, old = _split(row)
+    before = old or olds.get(_identity(plan, new), {})
+    after = {name: new[name] for name in changed}
+    if not plan.codec.key:
+        return Row({}, before, after)
+    return Row(_key(plan, old or new), {name: before[name] for name in changed if name in before}, after)
+
+
+def _split(row: dict[str, Loaded]) -> tuple[dict[str, Loaded], dict[str, Loaded]]:
+    new, old = {}, {}
+    for key, value in row.items():
+        if key.startswith(OLD):
+            old[key[len(OLD) :]] = value
         else:
-            after = {c.key: row[c.key] for c in plan.table.columns if c.key in changed or may_change(c, set())}
-            before = (plan.before or {}).get(tuple(value.value for value in key.values()), {})
-            if OLD + next(iter(plan.codec.columns), "") in row:
-                before = {name.removeprefix(OLD): value for name, value in row.items() if name.startswith(OLD)}
-                key = {name: before[name] for name in plan.codec.key}
-            rows.append(Row(key, {name: before[name] for name in after if name in before}, after))
-    return rows
+            new[key] = value
+    return new, old
 
 
-def _upserted(key: dict[str, Any], row: dict[str, Any]) -> Row:
-    new = row.get(INSERTED)
-    after = {name: value for name, value in row.items() if name != INSERTED}
-    if new is None:
-        return Row(key, after=after, upsert=True)
-    return Row(key, after=after) if new.value else Row(key, {}, after, verb="update")
+# Inserts of their parameters ----------------------------------------------------------------------------------------
 
 
-def _inserted(plan: Plan, context: Any) -> list[Row]:
+class _Shape(msgspec.Struct):
+    """What the rows of one INSERT have in common: columns that are given, that are NULL, that nobody tells."""
+
+    given: list[str]
+    nulls: dict[str, Any]
+    unknown: tuple[str, ...]
+
+
+def inserted(plan: Plan, context: Any) -> list[Row]:
+    """One row for each set of parameters that went in."""
     parameters, told = context.compiled_parameters, _told(plan, context)
-    shape = _shape(plan, parameters[0], told[0] if told else {})
+    shape = _columns(plan, program_of(plan.shape, context), told[0] if told else {})
     rows = []
     for index, given in enumerate(parameters):
+        if plan.counts is not None and (index >= len(plan.counts) or plan.counts[index] == 0):
+            continue
         after = {key: given[key] for key in shape.given}
         if index < len(told):
             after.update(told[index])
@@ -91,66 +125,78 @@ def _answer(plan: Plan, key: str, value: Any) -> Any:
     return Loaded(SQL_NULL) if value is None and key in plan.codec.json else value
 
 
-class _Shape(msgspec.Struct):
-    """What the rows of one INSERT have in common: columns that are given, that are NULL, that nobody tells."""
-
-    given: list[str]
-    nulls: dict[str, Any]
-    unknown: tuple[str, ...]
-
-
-def _shape(plan: Plan, given: Mapping[str, Any], told: Mapping[str, Any]) -> _Shape:
-    known = [column.key for column in plan.table.columns if column.key in given]
-    missing = [column for column in plan.table.columns if column.key not in given and column.key not in told]
-    unknown = [column for column in missing if column.key in plan.set_keys or has_default(column)]
+def _columns(plan: Plan, program: Program, told: Mapping[str, Any]) -> _Shape:
+    missing = [
+        column for column in plan.table.columns if column.key not in program.given and column.key not in told
+    ]
+    unknown = [column for column in missing if column.key in program.moved]
     nulls = {column.key: _answer(plan, column.key, None) for column in missing if column not in unknown}
-    return _Shape(known, nulls, tuple(str(column.name) for column in unknown))
+    return _Shape(list(program.given), nulls, tuple(str(column.name) for column in unknown))
 
 
-def _updated(plan: Plan, context: Any, buffer: Buffer) -> list[Row]:
-    if context.rowcount == 0:
-        return []
-    table, parameters, set_keys = plan.table, context.compiled_parameters, plan.set_keys
-    keys = [(column.key, column._label) for column in table.primary_key]
-    given_keys = [column.key for column in table.columns if column.key in parameters[0]]
-    rode = plan.rode[0] if plan.rode and not plan.many else {}
-    unknown = tuple(
-        str(column.name)
-        for column in table.columns
-        if may_change(column, set_keys) and column.key not in given_keys and column.key not in rode
-    )
+# Updates and deletes by key -----------------------------------------------------------------------------------------
+
+
+def matched(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]] | None:
+    """The sets of parameters that have matched a row; None where only a look at the rows can tell."""
+    sets: Sequence[Mapping[str, Any]] = context.compiled_parameters
+    counts = plan.counts
+    if counts is None:
+        count = context.rowcount
+        return () if count == 0 else sets if count == len(sets) or count < 0 else None
+    if len(counts) == 1 < len(sets):  # asyncpg: all together
+        return sets if counts[0] == len(sets) else _answered(plan, sets)
+    return sets if 0 not in counts and len(counts) == len(sets) else [
+        given for given, count in zip(sets, counts, strict=False) if count
+    ]
+
+
+def _answered(plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that came back are in the order of the sets; those that have none are missing."""
+    found, candidates = [], iter(sets)
+    for row in plan.rode:
+        wanted = plan.codec.key_text(row)
+        found.append(next(given for given in candidates if plan.codec.key_text(key_after(plan, given)) == wanted))
+    return found
+
+
+def key_after(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The key of a row after the write."""
+    return {name: given.get(name, given[label]) for name, label in plan.shape.by_key or ()}
+
+
+def updated(plan: Plan, context: Any, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row for each set."""
+    program = program_of(plan.shape, context)
+    moved, riding = program.moved, len(plan.rode) == len(sets)
+    unknown = () if riding else tuple(str(plan.table.columns[key].name) for key in sorted(moved))
     rows = []
-    for given in parameters:
-        after = {key: given[key] for key in given_keys}
-        after.update(rode)
-        key = {name: given[label] if label in given else given.get(name) for name, label in keys}
-        before = _committed(buffer.states.pop((table, tuple(key.values())), None), table, after)
+    for index, given in enumerate(sets):
+        after = {key: given[key] for key in program.given}
+        if riding and moved:
+            after.update((key, value) for key, value in plan.rode[index].items() if key in moved)
+        key = {name: given[label] for name, label in plan.shape.by_key or ()}
+        before = _olds(buffer.states.pop((plan.table, tuple(key.values())), None), plan.table, after)
         rows.append(Row(key, before, after, unknown))
     return rows
 
 
-def _deleted(plan: Plan, context: Any, buffer: Buffer) -> list[Row]:
-    if context.rowcount == 0:
-        return []
+def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row for each set."""
     rows = []
-    for given in context.compiled_parameters:
-        key = {column.key: given[column.key] for column in plan.table.primary_key if column.key in given}
+    for given in sets:
+        key = {name: given[label] for name, label in plan.shape.by_key or ()}
         state = buffer.states.pop((plan.table, tuple(key.values())), None)
         rows.append(Row(key, {**known_values(state, plan.table), **key}))
     return rows
 
 
-_UNKNOWN = LoaderCallableStatus.NO_VALUE
-
-
-def _committed(state: Any, table: sa.Table, after: Mapping[str, Any]) -> dict[str, Any]:
-    """Old values of the changed columns, as far as the session knows them."""
-    return {} if state is None else _olds(state, table, after)
+# What the session knows ---------------------------------------------------------------------------------------------
 
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:
     """A row as the session has loaded it; what it has not loaded is left out."""
-    return {} if state is None else _olds(state, table, table.columns.keys())
+    return _olds(state, table, table.columns.keys())
 
 
 def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
@@ -158,6 +204,8 @@ def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
 
     after_execute of an UPDATE comes before the flush takes note of its outcome.
     """
+    if state is None:
+        return {}
     names, committed, current = _attributes(state.mapper, table), state.committed_state, state.dict
     found = {}
     for key in keys:
@@ -170,6 +218,7 @@ def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
     return found
 
 
+_UNKNOWN = LoaderCallableStatus.NO_VALUE
 _NO_VALUES = (LoaderCallableStatus, sa.sql.ClauseElement)
 
 

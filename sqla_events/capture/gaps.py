@@ -1,0 +1,74 @@
+"""Writes that capture cannot see into: text SQL, and data-modifying CTEs. They are never passed over in silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.sql import dml
+
+from .plan import table_of
+
+OnGap = Callable[[str | None, str, str, str], None]
+"""(schema, table, statement, reason)"""
+
+_NAME = r"(?:ONLY\s+)?([\w.\"`\[\]]+)"
+_LEAD = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_TEXT = re.compile(
+    rf"{_LEAD}(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|REPLACE\s+INTO|UPDATE(?:\s+OR\s+\w+)?|DELETE\s+FROM|MERGE\s+INTO"
+    rf"|TRUNCATE(?:\s+TABLE)?|COPY(?=\s+[^(\s]+(?:\s*\([^)]*\))?\s+FROM))\s+{_NAME}",
+    re.IGNORECASE | re.DOTALL,
+)
+_WITH = re.compile(rf"{_LEAD}WITH\b", re.IGNORECASE | re.DOTALL)
+_CTE = re.compile(
+    rf"{_LEAD}WITH\b.*?\b(?:INSERT\s+INTO|(?<!FOR )UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+{_NAME}",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def look(on_gap: OnGap, sql: str, context: Any) -> None:
+    """Report what this execution writes beside the rows of its own statement."""
+    compiled = getattr(context, "compiled", None)
+    if ctes := getattr(compiled, "ctes", None):
+        for cte in ctes:
+            if isinstance(cte.element, dml.UpdateBase) and (table := table_of(cte.element)) is not None:
+                on_gap(table.schema, str(table.name), sql, "a data-modifying CTE")
+    elif compiled is None or not (context.isinsert or context.isupdate or context.isdelete):
+        _look_at_text(on_gap, sql)
+
+
+_LITERAL = re.compile(r"'(?:[^']|'')*'")
+
+
+def _look_at_text(on_gap: OnGap, sql: str) -> None:
+    for part in _LITERAL.sub("''", sql).split(";") if ";" in sql else (sql,):
+        match, reason = _TEXT.match(part), "text SQL"
+        if match is None and _WITH.match(part):
+            match, reason = _CTE.match(_LITERAL.sub("''", part)), "a data-modifying CTE"
+        if match:
+            schema, _, name = match[1].rpartition(".")
+            on_gap(_bare(schema.rpartition(".")[2]) or None, _bare(name), sql, reason)
+
+
+def _bare(name: str) -> str:
+    return name.strip('"`[]')
+
+
+_TRANSACTION = re.compile(
+    rf"{_LEAD}(?:(SAVEPOINT)\s+(\S+)|(ROLLBACK)\s+(?:\w+\s+)?TO\s+(?:SAVEPOINT\s+)?(\S+)|(COMMIT|END|ROLLBACK)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def transaction_word(sql: str) -> tuple[str, str | None] | None:
+    """SAVEPOINT, ROLLBACK TO, COMMIT and ROLLBACK that somebody writes as text: the word, and the savepoint's name."""
+    match = _TRANSACTION.match(sql)
+    if match is None:
+        return None
+    savepoint, name, back, to, end = match.groups()
+    if savepoint:
+        return "savepoint", name
+    return ("rollback_savepoint", to) if back else ("rollback" if end.upper() == "ROLLBACK" else "commit", None)
+
+
