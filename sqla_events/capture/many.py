@@ -6,7 +6,7 @@ before the set that failed. So the sets run here instead, in the cheapest way th
 
 ==========  ===================================================================================================
 pysqlite    one by one: 0.6 to 1.3 us a row more than executemany
-aiosqlite   the same, in one visit to its thread
+aiosqlite   the same, through SQLAlchemy's adapter: a visit to its thread for each
 psycopg     ``executemany(returning=True)``, in its pipeline
 asyncpg     ``fetchmany`` of the prepared statement, which is pipelined too
 ==========  ===================================================================================================
@@ -65,14 +65,6 @@ def _one_by_one(cursor: Any, sql: str, parameters: Sequence[Any], done: Done) ->
         done(rows, len(rows) if description else cursor.rowcount, description)
 
 
-def _aiosqlite(cursor: Any, sql: str, parameters: Sequence[Any], done: Done) -> None:
-    raw = cursor._cursor
-    try:
-        await_only(raw._execute(_one_by_one, raw._cursor, sql, parameters, done))
-    except Exception as error:
-        cursor._adapt_connection._handle_exception(error)
-
-
 def _psycopg(cursor: Any, sql: str, parameters: Sequence[Any], done: Done) -> None:
     cursor.executemany(sql, parameters, returning=True)
     _results(cursor, cursor.fetchall, done)
@@ -117,7 +109,6 @@ async def _fetched(statement: Any, parameters: Sequence[Any]) -> Rows:
 
 
 _RUNNERS: dict[tuple[str, bool], Callable[[Any, str, Sequence[Any], Done], None]] = {
-    ("aiosqlite", True): _aiosqlite,
     ("psycopg", False): _psycopg,
     ("psycopg", True): _psycopg_async,
     ("asyncpg", True): _asyncpg,

@@ -108,6 +108,8 @@ def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> Iterator[list[dict[
     codes = [column[1] for column in description[own:]]
     while rows := dbapi_cursor.fetchmany(CHUNK):
         total += len(rows)
+        if context.isinsert and context.dialect.driver == "aiosqlite" and dbapi_cursor.lastrowid == -1:
+            _tell_rowid(plan, dbapi_cursor, rows[-1][own:])
         if own:
             kept += [tuple(row[:own]) for row in rows]
         yield loaded(plan, rows, own, codes)
@@ -117,6 +119,13 @@ def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> Iterator[list[dict[
         context.cursor_fetch_strategy = cursor._NO_CURSOR_DML
     if not context.isinsert:
         context._rowcount = total
+
+
+def _tell_rowid(plan: Plan, dbapi_cursor: Any, ridden: Sequence[Any]) -> None:
+    """aiosqlite behind SQLAlchemy 2.0 forgets ``lastrowid`` of a statement that returns rows, and the ORM goes by it."""
+    column = plan.table.autoincrement_column
+    if column is not None and column.key in plan.ride:
+        dbapi_cursor.lastrowid = ridden[plan.ride.index(column.key)]
 
 
 def _leave(context: Any, dbapi_cursor: Any, rows: list[tuple[Any, ...]], description: Any) -> None:
