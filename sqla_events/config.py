@@ -16,6 +16,7 @@ from .capture.settings import CaptureSettings
 from .errors import ConfigError
 from .retry import RetryPolicy
 from .settings import BOOL, DURATION, INT, TEXT, Section, as_mapping, one_of, optional, section, setting, shown
+from .wire import WireSettings
 
 PREFIX = "SQLA_EVENTS_"
 
@@ -107,8 +108,7 @@ class Config(Section):
     provider: str = setting(
         TEXT,
         "memory",
-        "What carries events: memory, database, or the name of an installed one (or its URL). redis and nats are read "
-        "from the configuration; their providers are not part of this version.",
+        "What carries events: memory, database, redis, nats, or the name of another that is installed; or its URL.",
     )
     mode: str = setting(
         one_of("async", "sync"),
@@ -156,6 +156,7 @@ class Config(Section):
     redis: RedisSettings = section(RedisSettings, "Provider redis.")
     nats: NatsSettings = section(NatsSettings, "Provider nats.")
     database: DatabaseSettings = section(DatabaseSettings, "The log.")
+    wire: WireSettings = section(WireSettings, "How events look on a transport.")
     capture: CaptureSettings = section(CaptureSettings, "What is captured.")
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ Why so small: five members are enough for Watermill to run one conformance suite
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,9 @@ class Message(msgspec.Struct, frozen=True):
     body: bytes
     """Wire form, UTF-8 JSON."""
     seq: int | None = None
+    headers: Mapping[str, str] = {}
+    """What stands beside the body (``content-encoding``, ``ce-…``), names in lower case; a transport carries them
+    along, and reads the event with ``wire.unpacked(body, headers)``."""
 
 
 class Batch(msgspec.Struct, frozen=True):

@@ -14,6 +14,8 @@ GROUP = "sqla_events.providers"
 OURS = {
     "memory": "sqla_events.providers.memory:MemoryProvider",
     "database": "sqla_events.providers.database:DatabaseProvider",
+    "redis": "sqla_events.providers.redis:RedisProvider",
+    "nats": "sqla_events.providers.nats:NatsProvider",
 }
 """Known also where the package's metadata is not installed (a source tree on the path)."""
 

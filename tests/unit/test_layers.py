@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sqla_events"
 RANKS = {
     0: {"event", "errors", "encoding"},
-    1: {"position", "filter", "retry", "schema", "provider", "signals", "context", "bridge", "settings"},
+    1: {"position", "filter", "retry", "schema", "provider", "signals", "context", "bridge", "settings", "wire", "cloudevents"},
     2: {"config", "log", "deliveries", "subscription", "providers", "capture.settings"},
     3: {"capture", "relay", "consumer", "workers"},
     4: {"broker", "inspection", "publisher", "publishing", "runtime"},
