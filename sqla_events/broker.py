@@ -154,7 +154,7 @@ class Broker:
         timeout: float | None,
         retry_on: tuple[type[BaseException], ...],
     ) -> None:
-        group = group or self.config.consumer_group
+        group = group or self.config.default_group
         with self._lock:
             subscriptions = self._groups.setdefault(group, Subscriptions())
             subscription = Subscription(
@@ -173,7 +173,7 @@ class Broker:
 
     def unsubscribe(self, handler: Handler, group: str | None = None) -> None:
         """Take every subscription of this handler out of the group. Events in hand are still finished."""
-        group = group or self.config.consumer_group
+        group = group or self.config.default_group
         with self._lock:
             subscriptions = self._groups.get(group, Subscriptions())
             for subscription in [one for one in subscriptions if one.handler is handler]:
@@ -233,11 +233,11 @@ class Broker:
         In a coroutine, await what is returned.
         """
         wanted = event_id if isinstance(event_id, uuid.UUID) else uuid.UUID(event_id)
-        return self._ask(lambda runtime: inspection.get(runtime, wanted, group or self.config.consumer_group))
+        return self._ask(lambda runtime: inspection.get(runtime, wanted, group or self.config.default_group))
 
     def list(self, wanted: EventFilter | None = None) -> Any:
         """Events of the log, oldest first. In a coroutine, await what is returned."""
-        return self._ask(lambda runtime: inspection.find(runtime, wanted or EventFilter(), self.config.consumer_group))
+        return self._ask(lambda runtime: inspection.find(runtime, wanted or EventFilter(), self.config.default_group))
 
     def stats(self) -> Any:
         """How far every group and partition is. In a coroutine, await what is returned."""

@@ -15,7 +15,7 @@ import yaml
 from .capture.settings import CaptureSettings
 from .errors import ConfigError
 from .retry import RetryPolicy
-from .settings import BOOL, DURATION, INT, TEXT, Section, as_mapping, one_of, optional, section, setting, shown
+from .settings import BOOL, DURATION, INT, MAPPING, TEXT, Section, as_mapping, one_of, optional, section, setting, shown
 from .wire import WireSettings
 
 PREFIX = "SQLA_EVENTS_"
@@ -110,6 +110,19 @@ class Config(Section):
         "memory",
         "What carries events: memory, database, redis, nats, or the name of another that is installed; or its URL.",
     )
+    provider_url: str | None = setting(
+        optional(TEXT), None, "URL of a provider that is not ours, as it was given for `provider`.", secret=True
+    )
+    options: dict[str, Any] = setting(
+        MAPPING, {}, "Settings of a provider that is not ours, as it documents them.", secret=True
+    )
+    destinations: dict[str, Any] = setting(
+        MAPPING,
+        {},
+        "Further transports that every event is relayed to: a name (its position is kept under it) and a provider's URL, "
+        "or a mapping of settings as here.",
+        secret=True,
+    )
     mode: str = setting(
         one_of("async", "sync"),
         "async",
@@ -163,8 +176,36 @@ class Config(Section):
         super().__post_init__()
         if "://" in self.provider:
             raise ConfigError(f"provider is {shown(self.provider)}; Config.load() reads URLs, Config() takes names")
+        for name in self.destinations:
+            self.destination(name)
         if not self.instance_id:
             object.__setattr__(self, "instance_id", f"{socket.gethostname()}-{os.getpid()}")
+
+    @property
+    def default_group(self) -> str:
+        """The consumer group of subscriptions that name none: ``redis.consumer_group`` may say it for that provider."""
+        own = self.redis.consumer_group if self.provider == "redis" else None
+        return own or self.consumer_group
+
+    def destination(self, name: str) -> Config:
+        """What a destination's provider is made with: these settings, with those that the destination has of its own.
+
+        :raises ConfigError: for one that is neither URL nor settings, or that has the log for a transport.
+        """
+        given = self.destinations[name]
+        own = {"provider": given} if isinstance(given, str) else given
+        if not isinstance(own, Mapping) or "provider" not in own:
+            raise ConfigError(
+                f"destinations.{name} is {shown(given)}; it must be a provider's URL, or settings with a provider"
+            )
+        made = Config.load({**as_mapping(self), "destinations": {}}, **own)
+        if name == self.provider:
+            raise ConfigError(f"destinations.{name} has the name of the provider, whose position it would share")
+        if made.provider in ("memory", "database"):
+            raise ConfigError(
+                f"destinations.{name} is {made.provider!r}, which reads the log itself; it needs no destination"
+            )
+        return made
 
     @classmethod
     def load(
@@ -203,7 +244,9 @@ def _from_url(given: Mapping[str, Any]) -> dict[str, Any]:
     scheme = url.partition("://")[0].lower().partition("+")[0]
     name = {"postgresql": "database", "sqlite": "database"}.get(scheme, _SCHEMES.get(scheme, scheme))
     values = {**given, "provider": name}
-    return _merged(values, {name: {"url": url}}) if name in ("redis", "nats") else values
+    if name in ("redis", "nats"):
+        return _merged(values, {name: {"url": url}})
+    return values if name == "database" else {**values, "provider_url": url}
 
 
 # Sources ------------------------------------------------------------------------------------------------------------

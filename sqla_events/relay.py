@@ -22,6 +22,7 @@ from .provider import Batch, Failure, Provider
 from .retry import until_available
 from .schema import Tables
 from .signals import Buried, Relayed, Signals, Unavailable, logger
+from .wire import Pack
 
 SUBSCRIPTION = "relay"
 """The name under which the relay's dead letters stand."""
@@ -42,6 +43,7 @@ class Relay:
         settings: ReaderSettings,
         signals: Signals,
         doorbell: Doorbell,
+        pack: Pack | None = None,
     ) -> None:
         self._database = database
         self._tables = tables
@@ -49,6 +51,7 @@ class Relay:
         self._settings = settings
         self._signals = signals
         self._doorbell = doorbell
+        self._pack = pack
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -130,6 +133,8 @@ class Relay:
         if self._provider.features.idempotent_publish:
             position = reader.position_after([one.row.seq for one in deliveries])
         messages = [one.row.to_message() for one in deliveries]
+        if self._pack is not None:
+            messages = list(map(self._pack, messages))
         return Batch(messages, settings.group, settings.partition, reader.lease.epoch, position)
 
     def _settle(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> None:

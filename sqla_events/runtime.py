@@ -31,6 +31,7 @@ from .retry import FOREVER, until_available
 from .schema import Tables
 from .signals import Signals, Unavailable, logger
 from .subscription import Subscriptions
+from .wire import packing
 
 Settled = Callable[[str, Event, BaseException | None], None]
 """A group is through with an event; the error is that of a subscription that gave up."""
@@ -74,7 +75,9 @@ class Runtime:
         self._stopping = asyncio.Event()
         self._parts: dict[str, asyncio.Task[None]] = {}
         self._consumers: dict[str, Consumer] = {}
-        self._relay: Relay | None = None
+        self._relays: dict[str, Relay] = {}
+        self._destinations: dict[str, Provider] = {}
+        self._pack = packing(config.wire) or _unchanged
 
     # Life --------------------------------------------------------------------------------------------------------
 
@@ -89,12 +92,17 @@ class Runtime:
             self.database = Database(self._engine)
             await self.database.run(log.verify, self.tables)
         self.provider = load(self._config, self._context())
+        for name in self._config.destinations:
+            self.the_database  # noqa: B018 - raises where there is no log to relay from
+            self._destinations[name] = load(self._config.destination(name), self._context())
 
     async def open(self) -> None:
         """:meth:`connect`, then start everything; a provider that does not answer yet is tried in the background."""
         await self.connect()
         self.writer = Writer(self._store, self._config.buffer_size)
         self._part("provider", self._serve)
+        for name, provider in self._destinations.items():
+            self._part(f"destination {name}", partial(self._serve_destination, name, provider))
 
     @property
     def the_database(self) -> Database:
@@ -112,7 +120,7 @@ class Runtime:
         else:
             assert self.provider is not None
             await self.ready.wait()
-            await self.provider.publish(Batch([message_of(event) for event in events]))
+            await self.provider.publish(Batch([self._pack(message_of(event)) for event in events]))
         self._on_stored(events)
 
     def _context(self) -> ProviderContext:
@@ -125,7 +133,7 @@ class Runtime:
         )
         self.ready.set()
         if self.database is not None and not self.provider.features.log_is_transport:
-            self._part("relay", self._run_relay)
+            self._relay(self._config.provider, self._config, self.provider)
         if self.database is not None and self._config.retention is not None:
             self._part("retention", self._run_retention)
         if self.database is not None:
@@ -133,23 +141,31 @@ class Runtime:
         for group in self._groups:
             self.consume(group)
 
+    async def _serve_destination(self, name: str, provider: Provider) -> None:
+        await until_available(provider.open, ProviderUnavailable, asyncio.sleep, self._unavailable(name))
+        self._relay(name, self._config.destination(name), provider)
+
+    def _relay(self, name: str, config: Config, provider: Provider) -> None:
+        self._part(f"relay {name}", partial(self._run_relay, name, config, provider))
+
     async def close(self, drain: float) -> None:
         """Stop taking in, let handlers finish within ``drain`` seconds, settle, release leases and connections."""
         self._stopping.set()
         for consumer in self._consumers.values():
             consumer.stop()
-        if self._relay is not None:
-            self._relay.stop()
+        for relay in self._relays.values():
+            relay.stop()
         if self.writer is not None:
             await self.writer.close(drain)
         await self._end_parts(drain)
-        if self.provider is not None:
-            await self.provider.close()
+        for provider in (self.provider, *self._destinations.values()):
+            if provider is not None:
+                await provider.close()
         if self.database is not None:
             await self.database.close()
 
     async def _end_parts(self, drain: float) -> None:
-        lasting = [self._parts[name] for name in self._parts if name.startswith("consumer") or name == "relay"]
+        lasting = [task for name, task in self._parts.items() if name.startswith(("consumer ", "relay "))]
         if lasting:
             await asyncio.wait(lasting, timeout=drain + 1.0)
         for task in self._parts.values():
@@ -207,13 +223,14 @@ class Runtime:
             return
         await consumer.run(config.shutdown_timeout)
 
-    async def _run_relay(self) -> None:
+    async def _run_relay(self, name: str, config: Config, provider: Provider) -> None:
         assert self.database is not None
-        assert self.provider is not None
-        group = f"relay:{self._config.provider}"
-        settings = reader_settings(self._config, group, self._name, 0, 1, 4 * self._config.batch_size)
-        self._relay = Relay(self.database, self.tables, self.provider, settings, self._signals, self._doorbell)
-        await self._relay.run()
+        settings = reader_settings(config, f"relay:{name}", self._name, 0, 1, 4 * config.batch_size)
+        relay = Relay(
+            self.database, self.tables, provider, settings, self._signals, self._doorbell, packing(config.wire)
+        )
+        self._relays[name] = relay
+        await relay.run()
 
     async def _run_retention(self) -> None:
         assert self.database is not None
@@ -244,6 +261,10 @@ class Runtime:
             self._signals.emit(Unavailable(what, str(error), delay))
 
         return note
+
+
+def _unchanged(message: Message) -> Message:
+    return message
 
 
 def message_of(event: Event) -> Message:

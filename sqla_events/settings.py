@@ -31,9 +31,10 @@ def setting(
     kind: Kind, default: Any, doc: str, *, least: float | None = None, most: float | None = None, secret: bool = False
 ) -> Any:
     """A field: its kind, its default, what it means (with unit and special values), its bounds; a secret is never shown."""
-    return dataclasses.field(
-        default=default, metadata={"rule": Rule(kind, least, most, secret), "doc": doc}, repr=not secret
-    )
+    metadata = {"rule": Rule(kind, least, most, secret), "doc": doc}
+    if default == {}:
+        return dataclasses.field(default_factory=dict, metadata=metadata, repr=not secret, hash=False)
+    return dataclasses.field(default=default, metadata=metadata, repr=not secret)
 
 
 def section(kind: type[Section], doc: str) -> Any:
@@ -217,6 +218,12 @@ def _read_items(value: Any) -> tuple[Any, ...]:
     raise ValueError
 
 
+def _read_mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError
+    return dict(value)
+
+
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)i?b?")
 
 
@@ -256,6 +263,8 @@ TEXT = Kind("text", _read_text)
 TEXTS = Kind("a list of texts, or text with commas", _read_texts, "list")
 TABLES = Kind("a list of patterns, mapped classes or Tables, or text with commas", _read_items, "list")
 
+MAPPING = Kind("a mapping with texts as keys", _read_mapping, "mapping")
+
 
 # The table in docs/configuration.md ---------------------------------------------------------------------------------
 
@@ -276,7 +285,8 @@ def _first_line(kind: type) -> str:
 def _row(field: dataclasses.Field[Any]) -> str:
     rule = field.metadata["rule"]
     allowed = f"{rule.kind.short or rule.kind.name}{rule.bounds}"
-    return f"| `{field.name}` | {_default(field.default)} | {field.metadata['doc']} | {allowed} |"
+    default = "" if field.default is dataclasses.MISSING else field.default
+    return f"| `{field.name}` | {_default(default)} | {field.metadata['doc']} | {allowed} |"
 
 
 def _default(value: Any) -> str:
