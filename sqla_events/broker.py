@@ -32,6 +32,7 @@ from .runtime import Runtime
 from .schema import Names, Tables
 from .signals import Signals
 from .subscription import Handler, Subscription, Subscriptions, name_of, patterns_of
+from .upcasting import Upcaster, Upcasters
 
 H = TypeVar("H", bound=Handler)
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Broker:
         """Whether changes are captured (between install and uninstall)."""
         self._doorbell = Doorbell()
         self._groups: dict[str, Subscriptions] = {}
+        self._upcasters = Upcasters()
         self._lock = threading.RLock()
         self._runtime: Runtime | None = None
         self._thread: LoopThread | None = None
@@ -181,13 +183,65 @@ class Broker:
         self._resubscribe(group)
 
     def _resubscribe(self, group: str) -> None:
-        runtime, thread = self._runtime, self._thread
-        if runtime is None:
-            return
-        if thread is not None:
-            thread.call_soon(runtime.consume, group)
+        if self._runtime is not None:
+            self._on_loop(self._runtime.consume, group)
+
+    def _on_loop(self, call: Callable[..., None], *arguments: Any) -> None:
+        if self._thread is not None:
+            self._thread.call_soon(call, *arguments)
         else:
-            runtime.consume(group)
+            call(*arguments)
+
+    def pause(self, subscription: Handler | str, group: str | None = None) -> None:
+        """Call this handler (or the subscription of this name) with nothing more in this process, until :meth:`resume`.
+
+        Events wait for it, in order. They count as in hand: once ``buffer_size`` of them wait, the other subscriptions
+        of its group wait with it, so give one that is paused for long a group of its own.
+
+        :raises ConfigError: if the group has no such subscription.
+        """
+        with self._lock:
+            subscriptions = self._subscriptions(group)
+            subscriptions.paused.update(subscriptions.named(subscription))
+
+    def resume(self, subscription: Handler | str, group: str | None = None) -> None:
+        """Go on where :meth:`pause` stopped; nothing happens if it was not paused.
+
+        :raises ConfigError: if the group has no such subscription.
+        """
+        group = group or self.config.default_group
+        with self._lock:
+            subscriptions = self._subscriptions(group)
+            names = subscriptions.named(subscription)
+            subscriptions.paused.difference_update(names)
+            runtime = self._runtime
+        if runtime is not None:
+            for name in names:
+                self._on_loop(runtime.resume, group, name)
+
+    def _subscriptions(self, group: str | None) -> Subscriptions:
+        return self._groups.get(group or self.config.default_group, Subscriptions())
+
+    def upcaster(self, pattern: str, *, to: int) -> Callable[[Upcaster], Upcaster]:
+        """Register how events of the version before become version ``to``, for types that match; as a decorator.
+
+        ::
+
+            @broker.upcaster("public.users.*", to=2)
+            def split_name(event):
+                first, _, last = event.payload["name"].partition(" ")
+                return event.replace(payload={"first": first, "last": last})
+
+        Handlers then see version 2 only. Where patterns overlap, the upcaster that was registered last is used.
+
+        :raises ConfigError: for a version below 2, or a step that is registered already.
+        """
+
+        def decorate(function: Upcaster) -> Upcaster:
+            self._upcasters.add(pattern, to, function)
+            return function
+
+        return decorate
 
     # Publish -----------------------------------------------------------------------------------------------------
 
@@ -329,6 +383,7 @@ class Broker:
             publisher.settled,
             publisher.stored,
             publisher.awaited,
+            self._upcasters,
         )
 
     def _drain(self, timeout: float | None) -> float:

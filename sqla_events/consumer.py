@@ -26,6 +26,9 @@ from .signals import Buried, Processed, Queued, Retrying, Signals
 from .subscription import Subscription, Subscriptions
 from .workers import Tasks, Threads
 
+Upcast = Callable[[Event], Event]
+"""Gives an event in the version that handlers know."""
+
 
 @dataclass(frozen=True)
 class ConsumerSettings:
@@ -42,10 +45,11 @@ class ConsumerSettings:
 class _Track:
     """A delivery in hand: how many subscriptions are not through with it, and its event once somebody needed it."""
 
-    __slots__ = ("_event", "delivery", "error", "pending")
+    __slots__ = ("_event", "_upcast", "delivery", "error", "pending")
 
-    def __init__(self, delivery: Delivery, pending: int) -> None:
+    def __init__(self, delivery: Delivery, pending: int, upcast: Upcast | None) -> None:
         self.delivery = delivery
+        self._upcast = upcast
         self.pending = pending
         self.error: BaseException | None = None
         """Of the first subscription that gave up."""
@@ -54,7 +58,8 @@ class _Track:
     @property
     def event(self) -> Event:
         if self._event is None:
-            self._event = self.delivery.event()
+            event = self.delivery.event()
+            self._event = self._upcast(event) if self._upcast else event
         return self._event
 
 
@@ -130,6 +135,7 @@ class Consumer:
         settings: ConsumerSettings,
         signals: Signals,
         on_settled: Callable[[Event, BaseException | None], None] | None = None,
+        upcast: Upcast | None = None,
     ) -> None:
         self._provider = provider
         self._group = group
@@ -137,6 +143,9 @@ class Consumer:
         self._settings = settings
         self._signals = signals
         self._on_settled = on_settled
+        self._upcast = upcast
+        self._held: dict[str, list[_Job]] = {}
+        """Attempts that wait until their subscription is resumed, by its name."""
         self._lanes: dict[tuple[str, str], deque[_Job]] = {}
         self._in_hand = 0
         self._running = 0
@@ -159,8 +168,16 @@ class Consumer:
             await self._end(stream)
 
     def stop(self) -> None:
-        """Take in nothing more; :meth:`run` ends when the rest is done."""
+        """Take in nothing more; :meth:`run` ends when the rest is done. What a paused subscription holds is given back."""
         self._stopping.set()
+        for job in (job for held in self._held.values() for job in held):
+            if job.answer is not None:
+                job.answer.cancel()
+
+    def resume(self, name: str) -> None:
+        """A subscription that was paused goes on where it stopped."""
+        for job in self._held.pop(name, ()):
+            self._start(job)
 
     @property
     def in_hand(self) -> int:
@@ -217,7 +234,7 @@ class Consumer:
             delivery.ack()
             return
         self._in_hand += 1
-        track = _Track(delivery, len(wanting))
+        track = _Track(delivery, len(wanting), self._upcast)
         for subscription in wanting:
             lane = (subscription.name, delivery.lane)
             job = _Job(track, subscription, lane)
@@ -237,6 +254,9 @@ class Consumer:
         return wanting
 
     def _start(self, job: _Job) -> None:
+        if job.subscription.name in self._subscriptions.paused:
+            self._held.setdefault(job.subscription.name, []).append(job)
+            return
         self._running += 1
         self._idle.clear()
         (self._tasks if job.subscription.is_async else self._threads).put(job)
@@ -324,7 +344,7 @@ class Consumer:
     def _report(self, track: _Track, error: BaseException | None) -> None:
         assert self._on_settled is not None
         try:
-            event = track.event
+            event = track.delivery.event() if self._upcast else track.event
         except Exception:
             return  # not decodable: buried as such, and nobody here published it
         self._on_settled(event, error)

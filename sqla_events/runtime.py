@@ -31,6 +31,7 @@ from .retry import FOREVER, until_available
 from .schema import Tables
 from .signals import Signals, Unavailable, logger
 from .subscription import Subscriptions
+from .upcasting import Upcasters
 from .wire import packing
 
 Settled = Callable[[str, Event, BaseException | None], None]
@@ -54,6 +55,7 @@ class Runtime:
         on_settled: Settled,
         on_stored: Callable[[Sequence[Event]], None],
         awaited: Callable[[], Sequence[uuid.UUID]],
+        upcast: Upcasters,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -65,6 +67,7 @@ class Runtime:
         self._on_settled = on_settled
         self._on_stored = on_stored
         self._awaited = awaited
+        self._upcast = upcast
         self.database: Database | None = None
         self.provider: Provider | None = None
         self.writer: Writer | None = None
@@ -210,13 +213,24 @@ class Runtime:
 
         self._part(f"consumer {group}", run)
 
+    def resume(self, group: str, name: str) -> None:
+        """A paused subscription goes on, if its group is consumed here."""
+        if (consumer := self._consumers.get(group)) is not None:
+            consumer.resume(name)
+
     async def _run_consumer(self, group: str) -> None:
         assert self.provider is not None
         config = self._config
         workers = 1 if config.mode == "sync" else config.worker_count
         settings = ConsumerSettings(self._name, workers, config.buffer_size)
         consumer = Consumer(
-            self.provider, group, self._groups[group], settings, self._signals, partial(self._on_settled, group)
+            self.provider,
+            group,
+            self._groups[group],
+            settings,
+            self._signals,
+            partial(self._on_settled, group),
+            self._upcast,
         )
         self._consumers[group] = consumer
         if self._stopping.is_set():

@@ -104,6 +104,8 @@ class Subscriptions:
         self._all: dict[str, Subscription] = {}
         self._tree: PatternTree[Subscription] = PatternTree()
         self._matches: dict[str, tuple[Subscription, ...]] = {}
+        self.paused: set[str] = set()
+        """Names of subscriptions that take nothing for now."""
 
     def __iter__(self) -> Any:
         return iter(self._all.values())
@@ -150,6 +152,16 @@ class Subscriptions:
             if len(self._matches) >= 10_000:  # hand-made types may be many
                 self._matches.clear()
             found = self._matches[event_type] = tuple(dict.fromkeys(self._tree.match(event_type)))
+        return found
+
+    def named(self, wanted: Handler | str) -> list[str]:
+        """Names of the subscriptions that are meant: by their name, or every one of a handler.
+
+        :raises ConfigError: if there is none.
+        """
+        found = [one.name for one in self if wanted in (one.name, one.handler)]
+        if not found:
+            raise ConfigError(f"there is no subscription {wanted!r}; there are {', '.join(self._all) or 'none'}")
         return found
 
     def free_name(self, wanted: str) -> str:

@@ -389,3 +389,58 @@ def test_a_timeout_needs_a_coroutine_handler() -> None:
     """A plain function cannot be interrupted, so asking for it is an error that says what to do."""
     with pytest.raises(ValueError, match="coroutine function"):
         Subscription("n", ("*",), lambda event: None, "g", FAST, timeout=1)
+
+
+async def test_a_paused_subscription_waits_and_the_others_go_on() -> None:
+    """Its events wait in order; resumed, none is lost and none overtakes."""
+    first: list[int] = []
+    second: list[int] = []
+    async with Bench(lambda event: first.append(event.payload), lambda event: second.append(event.payload)) as bench:
+        bench.subscriptions.paused.add("h0")
+        given = [Given(lane=str(n % 3), number=n) for n in range(30)]
+        bench.give(*given)
+        await until(lambda: len(second) == 30)
+        assert first == []
+        assert not any(one.acked for one in given)
+        bench.subscriptions.paused.clear()
+        bench.consumer.resume("h0")
+        await until(lambda: all(one.acked for one in given))
+    assert [[n for n in first if n % 3 == lane] for lane in range(3)] == [list(range(lane, 30, 3)) for lane in range(3)]
+
+
+async def test_stopping_gives_back_what_a_paused_subscription_holds() -> None:
+    """Also an attempt after the first: stopping does not wait for somebody to resume."""
+    failing = asyncio.Event()
+
+    async def handler(event: Event) -> None:
+        failing.set()
+        bench.subscriptions.paused.add("h0")
+        raise ValueError
+
+    given = [Given(number=1), Given(number=2)]
+    async with Bench(handler) as bench:
+        bench.give(*given)
+        await failing.wait()
+        await until(lambda: given[0].retried)
+        await until(lambda: bench.consumer._held)
+    assert not any(one.acked or one.failures for one in given)
+
+
+async def test_an_event_that_cannot_be_upcast_is_a_dead_letter() -> None:
+    """With the upcaster's words, at once and for this event only."""
+
+    def upcast(event: Event) -> Event:
+        if event.payload == 1:
+            raise EventError("no upcaster to version 2")
+        return event.replace(payload=event.payload * 10)
+
+    seen: list[int] = []
+    given = [Given(lane="a", number=1), Given(lane="a", number=2)]
+    bench = Bench(lambda event: seen.append(event.payload))
+    bench.consumer._upcast = upcast
+    async with bench:
+        bench.give(*given)
+        await until(lambda: all(one.acked for one in given))
+    assert seen == [20]
+    assert "no upcaster to version 2" in given[0].failures[0].error
+    assert given[0].retried == []

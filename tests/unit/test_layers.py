@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "sqla_events"
 RANKS = {
     0: {"event", "errors", "encoding"},
     1: {"position", "filter", "retry", "schema", "provider", "signals", "context", "bridge", "settings", "wire", "cloudevents"},
-    2: {"config", "log", "deliveries", "subscription", "providers", "capture.settings"},
+    2: {"config", "log", "deliveries", "subscription", "upcasting", "providers", "capture.settings"},
     3: {"capture", "relay", "consumer", "workers"},
     4: {"broker", "inspection", "publisher", "publishing", "runtime"},
     5: {"install", "cli", "metrics", "dashboard", "demo", "testing", "alembic", "autogenerate", "__main__"},
