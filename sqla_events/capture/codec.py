@@ -21,7 +21,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.types import PickleType, TypeDecorator, TypeEngine
 
 from .. import encoding
-from ..errors import CaptureError, EventError
+from ..errors import CaptureError, ConfigError, EventError
 
 REDACTED = "[redacted]"
 UNENCODABLE = "[unencodable]"
@@ -189,6 +189,13 @@ def _chain(steps: list[Form]) -> Form | None:
     return run
 
 
+def _version(table: sa.Table) -> int:
+    version = table.info.get("event_version", 1)
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ConfigError(f"info['event_version'] of table {table.fullname} is {version!r}; it must be a whole number from 1 on")
+    return version
+
+
 class TableCodec:
     """All columns of a table that events may show."""
 
@@ -204,6 +211,7 @@ class TableCodec:
     ) -> None:
         self.table = table
         self.operations = operations
+        self.version = _version(table)
         self.columns = {column.key: ColumnCodec(column, dialect) for column in table.columns if not hidden(column)}
         for codec in self.columns.values():
             if redacted(codec.column):

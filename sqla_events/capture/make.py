@@ -59,6 +59,7 @@ class Maker:
                     user_id,
                     session_id,
                     instance,
+                    plan.codec.version,
                 )
             )
         return made

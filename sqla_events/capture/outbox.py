@@ -13,6 +13,7 @@ from ..schema import Tables
 
 COLUMNS = (
     "id", "source", "type", "schema", "entity", "operation", "key", "payload", "types", "metadata", "user_id", "session_id", "instance_id",
+    "schema_version",
 )  # fmt: skip
 
 COPY_FROM = 24
@@ -53,7 +54,7 @@ def _sql(dialect: Any, tables: Tables) -> str:
     marks = {"format": "%s", "pyformat": "%s", "qmark": "?"}.get(dialect.paramstyle)
     names = ", ".join(f'"{name}"' for name in COLUMNS)
     if marks is None:  # numeric_dollar
-        casts = {"id": "::uuid", "payload": "::json", "types": "::json", "metadata": "::json"}
+        casts = {"id": "::uuid", "payload": "::json", "types": "::json", "metadata": "::json", "schema_version": "::int"}
         values = ", ".join(f"${number}{casts.get(name, '::text')}" for number, name in enumerate(COLUMNS, 1))
     else:
         values = ", ".join(marks for _ in COLUMNS)
