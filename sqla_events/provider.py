@@ -37,9 +37,12 @@ class Message(msgspec.Struct, frozen=True):
 class Batch(msgspec.Struct, frozen=True):
     """Messages in log order, with where they come from.
 
-    ``group``, ``partition`` and ``epoch`` name the relay's lease; ``position`` is what the relay will commit once the
-    batch is published. A provider with ``Features.idempotent_publish`` stores it together with the messages and
-    refuses an older epoch, so that a relay killed between publish and commit publishes nothing twice.
+    ``group``, ``partition`` of ``partitions`` and ``epoch`` name the relay's lease; ``position`` is what the relay will
+    commit once the batch is published. A provider with ``Features.idempotent_publish`` stores it together with the
+    messages, under group, partition and ``partitions``, and refuses an older epoch, so that a relay killed between
+    publish and commit publishes nothing twice. ``partitions`` belongs to the name because partition 1 of 2 and
+    partition 1 of 3 have different events: a position of the one must never be read as one of the other. Epochs of a
+    group also grow when their number changes.
     """
 
     messages: Sequence[Message]
@@ -47,6 +50,7 @@ class Batch(msgspec.Struct, frozen=True):
     partition: int = 0
     epoch: int = 0
     position: str = ""
+    partitions: int = 1
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,9 @@ class Relay:
         messages = [one.row.to_message() for one in deliveries]
         if self._pack is not None:
             messages = list(map(self._pack, messages))
-        return Batch(messages, settings.group, settings.partition, reader.lease.epoch, position)
+        return Batch(
+            messages, settings.group, settings.partition, reader.lease.epoch, position, settings.partitions
+        )
 
     def _settle(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> None:
         """Many at once where there was no trouble, which is nearly always."""
