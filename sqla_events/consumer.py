@@ -13,10 +13,11 @@ import asyncio
 import inspect
 import time
 import traceback
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
+
+import msgspec
 
 from .errors import EventError, Reject, RetryLater
 from .event import Event
@@ -42,40 +43,39 @@ class ConsumerSettings:
     """Deliveries in hand at most."""
 
 
-class _Track:
+class _Track(msgspec.Struct, eq=False):
     """A delivery in hand: how many subscriptions are not through with it, and its event once somebody needed it."""
 
-    __slots__ = ("_event", "_upcast", "delivery", "error", "pending")
-
-    def __init__(self, delivery: Delivery, pending: int, upcast: Upcast | None) -> None:
-        self.delivery = delivery
-        self._upcast = upcast
-        self.pending = pending
-        self.error: BaseException | None = None
-        """Of the first subscription that gave up."""
-        self._event: Event | None = None
+    delivery: Delivery
+    pending: int
+    upcast: Upcast | None
+    error: BaseException | None = None
+    """Of the first subscription that gave up."""
+    decoded: Event | None = None
 
     @property
     def event(self) -> Event:
-        if self._event is None:
+        if self.decoded is None:
             event = self.delivery.event()
-            self._event = self._upcast(event) if self._upcast else event
-        return self._event
+            self.decoded = self.upcast(event) if self.upcast else event
+        return self.decoded
 
 
-class _Job:
-    """One subscription's turn with one delivery; carries the outcome of its last attempt."""
+class _Job(msgspec.Struct, eq=False):
+    """One subscription's turn with one delivery; carries the outcome of its last attempt, and knows who is behind it.
 
-    __slots__ = ("answer", "duration", "error", "lane", "subscription", "track")
+    A struct, like the track: made in half the time of a class of our own, fifty thousand times a second.
+    """
 
-    def __init__(self, track: _Track, subscription: Subscription, lane: tuple[str, str]) -> None:
-        self.track = track
-        self.subscription = subscription
-        self.lane = lane
-        self.error: BaseException | None = None
-        self.duration = 0.0
-        self.answer: asyncio.Future[None] | None = None
-        """Set while a retry controller, and not the lane, waits for the outcome."""
+    track: _Track
+    subscription: Subscription
+    lane: tuple[str, str]
+    error: BaseException | None = None
+    duration: float = 0.0
+    answer: asyncio.Future[None] | None = None
+    """Set while a retry controller, and not the lane, waits for the outcome."""
+    following: _Job | None = None
+    """The next of its lane."""
 
     def call(self) -> None:
         started = time.perf_counter()
@@ -146,7 +146,8 @@ class Consumer:
         self._upcast = upcast
         self._held: dict[str, list[_Job]] = {}
         """Attempts that wait until their subscription is resumed, by its name."""
-        self._lanes: dict[tuple[str, str], deque[_Job]] = {}
+        self._lanes: dict[tuple[str, str], _Job] = {}
+        """The last job of each lane."""
         self._in_hand = 0
         self._running = 0
         self._idle = asyncio.Event()
@@ -235,15 +236,16 @@ class Consumer:
             return
         self._in_hand += 1
         track = _Track(delivery, len(wanting), self._upcast)
+        name = delivery.lane
         for subscription in wanting:
-            lane = (subscription.name, delivery.lane)
+            lane = (subscription.name, name)
             job = _Job(track, subscription, lane)
-            waiting = self._lanes.get(lane)
-            if waiting is None:
-                self._lanes[lane] = deque()
+            last = self._lanes.get(lane)
+            self._lanes[lane] = job
+            if last is None:
                 self._start(job)
             else:
-                waiting.append(job)
+                last.following = job
 
     def _wanting(self, delivery: Delivery) -> Sequence[Subscription]:
         wanting: Sequence[Subscription] = self._subscriptions.matching(delivery.type)
@@ -264,7 +266,10 @@ class Consumer:
     def _done(self, job: _Job) -> None:
         """An attempt is over: on to its retry controller if it has one, else decide."""
         self._running -= 1
-        self._decide(job)
+        if job.answer is None and job.error is None:
+            self._through(job)
+        else:
+            self._decide(job)
         if not self._running:
             self._idle.set()
 
@@ -272,8 +277,6 @@ class Consumer:
         if job.answer is not None:
             if not job.answer.done():
                 job.answer.set_result(None)
-        elif job.error is None:
-            self._through(job)
         else:
             task = asyncio.create_task(self._retry(job), name=f"sqla-events-retry-{job.subscription.name}")
             self._retries.add(task)
@@ -327,9 +330,8 @@ class Consumer:
         """One subscription is through with one delivery: the next of its lane, and the acknowledgement if it was the last."""
         if self._signals:
             self._tell(job)
-        waiting = self._lanes[job.lane]
-        if waiting:
-            self._start(waiting.popleft())
+        if job.following is not None:
+            self._start(job.following)
         else:
             del self._lanes[job.lane]
         track = job.track

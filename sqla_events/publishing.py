@@ -150,6 +150,8 @@ class Waiters:
 
     def settled(self, group: str, event: Event, error: BaseException | None) -> None:
         """One group is through with one event."""
+        if not self._waiting:  # without the lock: who waits for an event said so before it was committed
+            return
         with self._lock:
             countdown = self._waiting.pop((event.id, group), None)
         if countdown is not None:

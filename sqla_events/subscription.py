@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -47,7 +47,7 @@ class Subscription:
                 "make the handler a coroutine function or leave the timeout out"
             )
 
-    @property
+    @cached_property
     def is_async(self) -> bool:
         """Whether the handler is a coroutine function (also behind partial, or as an object's __call__)."""
         return is_coroutine_function(self.handler)

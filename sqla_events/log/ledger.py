@@ -218,6 +218,11 @@ class Ledger:
         self.in_hand.difference_update(seqs)
         self._settled.extend(seqs)
 
+    def settle_one(self, seq: int) -> None:
+        """This one is done."""
+        self.in_hand.discard(seq)
+        self._settled.append(seq)
+
     @property
     def position(self) -> Position:
         """What is done now."""

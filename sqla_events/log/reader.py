@@ -196,7 +196,8 @@ class Reader:
             self._changed()
         else:
             self._outcomes.acknowledged(delivery.row.seq)
-            self.settle((delivery.row.seq,))
+            self._ledger.settle_one(delivery.row.seq)
+            self._changed()
 
     def failed(self, delivery: LogDelivery, failure: Failure, again_at: float | None) -> None:
         """A handler failed; it will be tried again at that time (Unix seconds), or never (None)."""

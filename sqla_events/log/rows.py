@@ -3,6 +3,9 @@
 The wire form is put together from texts: payload, types and metadata are JSON in the log already and pass through as
 they are. What repeats from row to row (type, source, sidecar …) arrives as one text and is taken apart once: sixteen
 columns cost 7.3 microseconds a row to read, nine cost 4.4 (psycopg, PostgreSQL 15, 360 bytes of payload).
+
+An Event is a copy of an example that was validated once, with the row's own members set: 1.7 microseconds, against 3.9
+where all twenty members are given and checked again for every row.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from functools import lru_cache
 
 import msgspec
 
+from ..errors import EventError
 from ..event import Event, decode_values, lane_of, user_id_from_text
 from ..provider import Message
 
@@ -36,6 +40,8 @@ class Same(msgspec.Struct, frozen=True, gc=False):
     """All that as JSON members, with a comma behind each."""
     lane: str = ""
     """What lanes of these events begin with."""
+    example: Event | None = None
+    """One of these events, once somebody needed one."""
 
 
 def same(
@@ -105,7 +111,7 @@ class Row(msgspec.Struct, gc=False):
     def created_at(self) -> dt.datetime:
         """When it was written, UTC."""
         if isinstance(self.created, bytes):
-            return _Y2K + dt.timedelta(microseconds=int.from_bytes(self.created, signed=True))
+            return _Y2K + dt.timedelta(0, 0, int.from_bytes(self.created, signed=True))
         moment = dt.datetime.fromisoformat(self.created)
         return moment.astimezone(dt.UTC) if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
@@ -116,23 +122,20 @@ class Row(msgspec.Struct, gc=False):
         """
         about = self.same
         payload, metadata = decode_values(self.payload, self.metadata, about.types)
-        return Event(
-            type=about.type,
-            id=uuid.UUID(self.id),
-            source=about.source,  # type: ignore[arg-type]  # __post_init__ turns text into a member
-            payload=payload,
-            user_id=self.user_id,
-            session_id=self.session_id,
-            instance_id=about.instance_id,
-            schema=about.schema,
-            entity=about.entity,
-            operation=about.operation,
-            created_at=self.created_at,
-            metadata=metadata,
-            key=self.key,
-            seq=self.seq,
-            schema_version=about.schema_version,
-        )
+        if type(metadata) is not dict:
+            raise EventError(f"metadata is {metadata!r}; it must be a dict")
+        event: Event = (about.example or _example(about)).__copy__()  # type: ignore[attr-defined]  # msgspec has it
+        _set(event, "id", _uuid(f'"{self.id}"'))
+        _set(event, "seq", self.seq)
+        _set(event, "key", self.key)
+        _set(event, "created_at", self.created_at)
+        _set(event, "payload", payload)
+        _set(event, "metadata", metadata)
+        if self.session_id is not None:
+            _set(event, "session_id", self.session_id)
+        if self.user_id is not None:
+            _set(event, "user_id", user_id_from_text(self.user_id))
+        return event
 
     def to_message(self) -> Message:
         """The wire form, which :func:`event.decode` makes the same event of as :meth:`to_event`."""
@@ -163,6 +166,23 @@ class Row(msgspec.Struct, gc=False):
 
 _Y2K = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _json = msgspec.json.Encoder()
+_uuid = msgspec.json.Decoder(uuid.UUID).decode
+"""A fifth of the time of ``uuid.UUID(text)``."""
+_set = msgspec.structs.force_setattr
+
+
+def _example(about: Same) -> Event:
+    event = Event(
+        type=about.type,
+        source=about.source,  # type: ignore[arg-type]  # __post_init__ turns text into a member
+        instance_id=about.instance_id,
+        schema=about.schema,
+        entity=about.entity,
+        operation=about.operation,
+        schema_version=about.schema_version,
+    )
+    _set(about, "example", event)
+    return event
 
 
 @lru_cache(maxsize=4096)
