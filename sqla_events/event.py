@@ -46,6 +46,10 @@ class Operation(enum.StrEnum):
     READ = "read"
 
 
+REPLAY = "replay"
+"""The member of ``metadata`` that says that an event is delivered once more by a replay, and by which."""
+
+
 def new_id() -> uuid.UUID:
     """A UUID version 7 (RFC 9562, 48 bits of Unix milliseconds, 74 random bits): ids sort roughly by time."""
     random = int.from_bytes(os.urandom(10), "big")
@@ -136,6 +140,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, dict=False):
     def after(self) -> dict[str, Any]:
         """Column values after a captured write: every column of a new row, the changed ones of an update."""
         return self._side("after")
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether ``broker.replay`` brought it, and not the change itself; ``metadata["replay"]`` names the replay."""
+        return REPLAY in self.metadata
 
     def _side(self, name: str) -> dict[str, Any]:
         side = self.payload.get(name) if isinstance(self.payload, dict) else None

@@ -2,7 +2,11 @@
 
 Why so small: five members are enough for Watermill to run one conformance suite over all its brokers
 (``message/pubsub.go``), and every member more is one more thing that four implementations get subtly wrong.
-``Features`` says what a provider promises beyond the minimum and so chooses which conformance tests it must pass.
+``Features`` says what a provider promises beyond the minimum and so chooses which conformance tests it must pass
+(``sqla_events.testing.ProviderConformance``).
+
+Why replay is not a member: a replay is ``history`` (or the log) read from somewhere, and ``publish`` of marked copies
+with a header that names the one subscription they are for. A provider that carries headers has nothing more to do.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -23,6 +28,8 @@ class Message(msgspec.Struct, frozen=True):
     """One event on its way out: what a transport routes by, and the wire form, which it never looks into."""
 
     id: str
+    """Names the message to the transport (it may drop a second one of the same id): the event's id, or of a replayed
+    event ``<event id>:<replay id>…``, so that a replay is no duplicate."""
     type: str
     lane: str
     """Messages of one lane keep their order: schema, entity and key of the event as one text."""
@@ -30,8 +37,41 @@ class Message(msgspec.Struct, frozen=True):
     """Wire form, UTF-8 JSON."""
     seq: int | None = None
     headers: Mapping[str, str] = {}
-    """What stands beside the body (``content-encoding``, ``ce-…``), names in lower case; a transport carries them
-    along, and reads the event with ``wire.unpacked(body, headers)``."""
+    """What stands beside the body (``content-encoding``, ``ce-…``, ``sqla-only``), names in lower case; a transport carries
+    them along, and reads the event with ``wire.unpacked(body, headers)``."""
+
+
+ONLY = "sqla-only"
+"""The header of a message that is for one subscription of one group alone: a replay, a redriven dead letter."""
+
+
+def only_header(group: str, subscription: str) -> dict[str, str]:
+    """The header that says so. ASCII, whatever the names.
+
+    >>> only_header("default", "app.mail")
+    {'sqla-only': 'default/app.mail'}
+    """
+    return {ONLY: f"{quote(group, safe='')}/{quote(subscription, safe='')}"}
+
+
+def addressee(headers: Mapping[str, str]) -> tuple[str, str] | None:
+    """Group and subscription that a message is for; None: every one that matches."""
+    if ONLY not in headers:
+        return None
+    group, _, subscription = headers[ONLY].partition("/")
+    return unquote(group), unquote(subscription)
+
+
+def only_of(headers: Mapping[str, str], group: str) -> str | None:
+    """What :attr:`Delivery.only` is where this group gets a message with these headers.
+
+    A message for another group is for the subscription ``""`` here, which nobody has: the consumer acknowledges it at
+    once, and a provider may as well do that itself.
+    """
+    meant = addressee(headers)
+    if meant is None:
+        return None
+    return meant[1] if meant[0] == group else ""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -70,7 +110,9 @@ class Features:
     retry_survives_restart: bool = False
     """Attempts and the time of the next one are kept with the event."""
     provider_filter: bool = False
-    """Patterns are matched before events travel."""
+    """Patterns are matched before events travel: a consumer gets no event that its patterns do not match."""
+    history: bool = False
+    """Events that were delivered are kept for a while, and ``history`` gives them."""
     max_message_bytes: int | None = None
     """Larger bodies are PublishRejected; None: no limit of its own."""
 
@@ -110,7 +152,10 @@ class Delivery(Protocol):
 
     @property
     def only(self) -> str | None:
-        """The one subscription this delivery is for (a redriven dead letter, a replay); None: every matching one."""
+        """The one subscription this delivery is for (a redriven dead letter, a replay); None: every matching one.
+
+        A transport that redrives and replays by publishing says it with a header: see :func:`only_of`.
+        """
         ...
 
     def event(self) -> Event:
@@ -221,8 +266,22 @@ class Provider(Protocol):
     def consume(self, interest: Interest) -> AsyncIterator[Sequence[Delivery]]:
         """Deliver the group's events from where it left off, oldest first, in batches, for ever.
 
-        Per lane, a delivery comes only after those before it were delivered; closing the iterator settles what was
-        acked and gives the rest back. Reconnects by itself; raises only what trying again cannot mend.
+        Per lane, a delivery comes only after those before it were delivered to this consumer or settled by another: of
+        several consumers of a group, no two ever hold events of one lane, also after one of them died. Closing the
+        iterator settles what was acked and gives the rest back. Reconnects by itself; raises only what trying again cannot mend.
+        """
+        ...
+
+    def history(self, since: dt.datetime | None = None, position: str | None = None) -> AsyncIterator[Sequence[Message]]:
+        """What the transport still keeps, oldest first, in batches, up to what was newest when this was called; then it ends.
+
+        From a time on (what was published or created then or later), or from a position on (included), as the transport
+        numbers its messages: the log's seq, the id of a Redis entry, the sequence of a NATS stream. Messages come with
+        body and headers as they were published; the caller makes a replay of them by publishing marked copies. Leaves
+        no trace: no group, no acknowledgement. Only called where ``Features.history``.
+
+        :raises ProviderUnavailable: if the transport does not answer; the caller begins again.
+        :raises EventError: for a position that is none of this transport's.
         """
         ...
 

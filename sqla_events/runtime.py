@@ -283,6 +283,5 @@ def _unchanged(message: Message) -> Message:
 
 def message_of(event: Event) -> Message:
     """An event on its way out without a log."""
-    return Message(
-        str(event.id), event.type, lane_of(event.schema, event.entity, event.key, str(event.id)), encode(event)
-    )
+    lane = lane_of(event.schema, event.entity, event.key, str(event.id))
+    return Message(str(event.id), event.type, lane, encode(event), event.seq)

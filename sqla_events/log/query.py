@@ -48,7 +48,7 @@ def _find(connection: Connection, tables: Tables, event_id: uuid.UUID) -> Row | 
     if event_id.version == 7:
         made = dt.datetime.fromtimestamp((event_id.int >> 80) / 1000, dt.UTC)
         for slack in IN_SLACKS:
-            first, last = (_seq_at(connection, tables, moment) for moment in (made - slack, made + slack))
+            first, last = (seq_at(connection, tables, moment) for moment in (made - slack, made + slack))
             found = select_rows(connection, tables, [same, e.c.seq.between(first, last)], 1)
             if found:
                 return found[0]
@@ -56,7 +56,7 @@ def _find(connection: Connection, tables: Tables, event_id: uuid.UUID) -> Row | 
     return found[0] if found else None
 
 
-def _seq_at(connection: Connection, tables: Tables, moment: dt.datetime) -> int:
+def seq_at(connection: Connection, tables: Tables, moment: dt.datetime) -> int:
     """The seq from which on events were made at that moment or later, as far as the order of seq is the order of time."""
     e = tables.events
     low, high = connection.execute(sa.select(sa.func.min(e.c.seq), sa.func.max(e.c.seq))).one()

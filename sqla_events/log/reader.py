@@ -29,6 +29,7 @@ from .ledger import Ledger
 from .outcomes import Outcomes
 from .pace import Pace
 from .reading import Reading, Share
+from .replays import Replayed, mark_of
 from .retention import prune
 from .rows import Row
 from .settings import ReaderSettings
@@ -153,19 +154,26 @@ class Reader:
         return LogDelivery(self, row, attempts_of(past), buried_of(past))
 
     async def _read_redriven(self) -> list[LogDelivery]:
+        """Dead letters that are redriven, and events that are replayed; a full page is followed by the next one at once."""
         self._redriven_at = time.monotonic() + REDRIVE_SECONDS
         group, in_hand = self._settings.group, self._outcomes.redriven
-        waiting = await self._held.run(redriven, self._tables, group, in_hand, self._settings.batch_size)
+        limit = max(1, min(self._settings.batch_size, self._settings.prefetch - self._in_hand))
+        waiting = await self._held.run(redriven, self._tables, group, in_hand, limit)
         if not waiting:
             return []
-        rows = await self._held.run(self._reading.by_seq, [seq for seq, _, _ in waiting])
-        deliveries = []
-        for seq, subscription, attempts in waiting:
-            if seq in rows:
-                in_hand.add((seq, subscription))
-                known = {subscription: attempts} if attempts else NO_ATTEMPTS
-                deliveries.append(LogDelivery(self, rows[seq], known, NOBODY, only=subscription))
+        rows = await self._held.run(self._reading.by_seq, [one[0] for one in waiting])
+        deliveries = [self._again(rows[one[0]], *one[1:]) for one in waiting if one[0] in rows]
+        in_hand.update((one.row.seq, one.only or "") for one in deliveries)
+        if deliveries and len(waiting) == limit:
+            self._redriven_at = 0.0
         return deliveries
+
+    def _again(self, row: Row, subscription: str, attempts: int, error: str | None) -> LogDelivery:
+        known = {subscription: attempts} if attempts else NO_ATTEMPTS
+        mark = mark_of(error)
+        if mark is None:
+            return LogDelivery(self, row, known, NOBODY, subscription)
+        return Replayed(self, row, known, NOBODY, subscription, mark)
 
     async def _resume(self) -> None:
         """After the connection was lost: nothing is known about the server's transactions, and it may be another server.

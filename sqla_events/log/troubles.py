@@ -112,18 +112,16 @@ def troubles_within(
 
 def redriven(
     connection: Connection, tables: Tables, group: str, besides: Collection[tuple[int, str]], limit: int
-) -> list[tuple[int, str, int]]:
-    """Dead letters to deliver again (seq, subscription, attempts), oldest first, without those in hand already."""
+) -> list[tuple[int, str, int, str | None]]:
+    """What to deliver again (seq, subscription, attempts, error), oldest first, without what is in hand already."""
     table = tables.deliveries
     rows = connection.execute(
-        sa.select(table.c.seq, table.c.subscription, table.c.attempts)
+        sa.select(table.c.seq, table.c.subscription, table.c.attempts, table.c.error)
         .where(table.c.group == group, table.c.status == sa.literal_column(f"'{REDRIVEN}'"))
         .order_by(table.c.seq)
         .limit(limit + len(besides))
     )
-    return [
-        (seq, subscription, attempts) for seq, subscription, attempts in rows if (seq, subscription) not in besides
-    ][:limit]
+    return [tuple(row) for row in rows if (row.seq, row.subscription) not in besides][:limit]
 
 
 def attempts_of(known: Mapping[str, tuple[str, int]]) -> dict[str, int]:

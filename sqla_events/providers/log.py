@@ -7,27 +7,41 @@ restart of every process, every group sees everything, and order is the log's.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from sqlalchemy.engine import Connection
+
 from ..bridge import Database, Doorbell
 from ..deliveries import LogDeadLetters
-from ..errors import LeaseLost
-from ..event import decode
-from ..log import append
+from ..errors import LeaseLost, PublishRejected
+from ..event import REPLAY, Event
+from ..log import append, replays
 from ..log.delivery import LogDelivery
 from ..log.reader import leased
+from ..log.replays import Span
 from ..log.settings import ReaderSettings
-from ..provider import Batch, Features, Interest, ProviderContext
+from ..provider import ONLY, Batch, Features, Interest, Message, ProviderContext, addressee
+from ..schema import Tables
 from ..signals import logger
+from ..wire import unpacked
+
+PAGE = 500
+"""Events of one read of a history."""
 
 
 class LogProvider:
     """Delivers from the events table of the application's own database."""
 
     features = Features(
-        durable=True, shared_groups=True, cross_process=True, log_is_transport=True, retry_survives_restart=True
+        durable=True,
+        shared_groups=True,
+        cross_process=True,
+        log_is_transport=True,
+        retry_survives_restart=True,
+        history=True,
     )
 
     def __init__(self, config: Any, context: ProviderContext) -> None:
@@ -43,10 +57,18 @@ class LogProvider:
         """Nothing to connect: readers do when they start."""
 
     async def publish(self, batch: Batch) -> None:
-        """Append to the log in one transaction."""
-        events = [decode(message.body) for message in batch.messages]
-        await self._database.run(append, self._context.tables, events)
+        """Append to the log in one transaction; what is for one subscription is in the log already and comes to it again."""
+        copies = [message for message in batch.messages if ONLY in message.headers]
+        events = [unpacked(one.body, one.headers) for one in batch.messages if ONLY not in one.headers]
+        await self._database.run(_publish, self._context.tables, events, list(map(_replay, copies)))
         self._bell.ring()
+
+    async def history(
+        self, since: dt.datetime | None = None, position: str | None = None
+    ) -> AsyncGenerator[Sequence[Message], None]:
+        """The log from there on; positions are the seqs of events."""
+        async for messages in log_history(self._database, self._context.tables, since, position):
+            yield messages
 
     async def consume(self, interest: Interest) -> AsyncGenerator[Sequence[LogDelivery], None]:
         """Deliver what the group's position lacks; several partitions are several leases, each read as it is won."""
@@ -73,6 +95,39 @@ class LogProvider:
 
     async def close(self) -> None:
         """Readers end with their consumers."""
+
+
+async def log_history(
+    database: Database, tables: Tables, since: dt.datetime | None = None, position: str | None = None
+) -> AsyncGenerator[Sequence[Message], None]:
+    """What the log holds, page by page, up to what is newest now.
+
+    :raises EventError: for a position that is no seq.
+    """
+    wanted: Span | None = await database.run(replays.span, tables, since, position)
+    while wanted is not None:
+        messages = await database.run(replays.page, tables, wanted, PAGE)
+        if messages:
+            yield messages
+        last = messages[-1].seq if len(messages) == PAGE else None
+        wanted = None if last is None else Span(last + 1, wanted.last, wanted.since)
+
+
+def _publish(connection: Connection, tables: Tables, events: Sequence[Event], again: Sequence[replays.Replay]) -> None:
+    append(connection, tables, events)
+    replays.replay(connection, tables, again)
+
+
+def _replay(message: Message) -> replays.Replay:
+    """What a message asks for that has an address.
+
+    :raises PublishRejected: for an event that the log does not have.
+    """
+    meant = addressee(message.headers)
+    if meant is None or message.seq is None:
+        raise PublishRejected(message.id, "it has no seq, and only what is in the log can be delivered from it again")
+    event = unpacked(message.body, message.headers)
+    return replays.Replay(meant[0], message.seq, meant[1], str(event.metadata.get(REPLAY, message.id)))
 
 
 def reader_settings(config: Any, group: str, owner: str, number: int, of: int, prefetch: int) -> ReaderSettings:

@@ -7,20 +7,31 @@ lost with the process, and the oldest of them when a group is slower than the bu
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..event import Event, decode, lane_of, now
+from ..errors import EventError
+from ..event import Event, lane_of, now
 from ..filter import matches
-from ..provider import Batch, DeadLetter, Failure, Features, Interest, Provider, ProviderContext
+from ..provider import Batch, DeadLetter, Failure, Features, Interest, Message, Provider, ProviderContext, only_of
 from ..signals import logger
+from ..wire import unpacked
 from .log import LogProvider
 
 
 def MemoryProvider(config: Any, context: ProviderContext) -> Provider:  # noqa: N802 - stands where a class does
     """The log, read in this process; without a database, a buffer."""
     return BufferProvider(config, context) if context.database is None else LogProvider(config, context)
+
+
+class Kept(NamedTuple):
+    """One event in the buffer."""
+
+    number: int
+    event: Event
+    message: Message
 
 
 class BufferDelivery:
@@ -59,10 +70,10 @@ class BufferDelivery:
 class BufferProvider:
     """A buffer of the last ``buffer_size`` events, for processes that have no database."""
 
-    features = Features(durable=False, shared_groups=False, cross_process=False)
+    features = Features(durable=False, shared_groups=False, cross_process=False, history=True)
 
     def __init__(self, config: Any, context: ProviderContext) -> None:
-        self._buffer: deque[tuple[int, Event]] = deque(maxlen=config.buffer_size)
+        self._buffer: deque[Kept] = deque(maxlen=config.buffer_size)
         self._batch = config.batch_size
         self._count = 0
         self._groups: dict[str, _Group] = {}
@@ -75,7 +86,7 @@ class BufferProvider:
         """Put the messages into the buffer."""
         for message in batch.messages:
             self._count += 1
-            self._buffer.append((self._count, decode(message.body)))
+            self._buffer.append(Kept(self._count, unpacked(message.body, message.headers), message))
         for group in self._groups.values():
             group.some.set()
 
@@ -93,12 +104,27 @@ class BufferProvider:
         finally:
             group.give_back()
 
+    async def history(
+        self, since: dt.datetime | None = None, position: str | None = None
+    ) -> AsyncGenerator[Sequence[Message], None]:
+        """What the buffer holds; positions count what was published in this process."""
+        first = _number(position)
+        meant = [one for one in self._buffer if one.number >= first and (since is None or one.event.created_at >= since)]
+        if meant:
+            yield [one.message for one in meant]
+
     async def close(self) -> None:
         """Nothing to let go."""
 
 
+def _number(position: str | None) -> int:
+    if position is not None and not position.isdecimal():
+        raise EventError(f"the position is {position!r}; in the buffer it is a number")
+    return int(position or 0)
+
+
 class _Group:
-    def __init__(self, name: str, buffer: deque[tuple[int, Event]], letters: BufferLetters) -> None:
+    def __init__(self, name: str, buffer: deque[Kept], letters: BufferLetters) -> None:
         self.name = name
         self.letters = letters
         self.in_hand: dict[int, BufferDelivery] = {}
@@ -111,19 +137,22 @@ class _Group:
         """At most so many, those that were given back first."""
         self.some.clear()
         deliveries = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
-        deliveries += [BufferDelivery(self, number, event) for number, event in self._next(room - len(deliveries))]
+        deliveries += [
+            BufferDelivery(self, one.number, one.event, only_of(one.message.headers, self.name))
+            for one in self._next(room - len(deliveries))
+        ]
         self.in_hand |= {id(one): one for one in deliveries}
         return deliveries
 
-    def _next(self, room: int) -> list[tuple[int, Event]]:
+    def _next(self, room: int) -> list[Kept]:
         if not self._buffer or room <= 0:
             return []
-        missed = self._buffer[0][0] - self._read - 1
+        missed = self._buffer[0].number - self._read - 1
         if missed > 0 and self._read:
             logger.warning("group %r was slower than the buffer is long: %d events are lost", self.name, missed)
-        start = max(0, self._read + 1 - self._buffer[0][0])
+        start = max(0, self._read + 1 - self._buffer[0].number)
         found = [self._buffer[index] for index in range(start, min(start + room, len(self._buffer)))]
-        self._read = found[-1][0] if found else self._read
+        self._read = found[-1].number if found else self._read
         return found
 
     def settle(self, delivery: BufferDelivery) -> None:
