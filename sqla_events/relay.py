@@ -1,6 +1,9 @@
 """The relay: from the log to a provider that is a transport of its own. A consumer group of the log for each provider.
 
-    lease -> read -> publish -> settle -> commit         the next read overlaps this publish
+    lease -> read -> wire form -> publish -> settle -> commit         the next two overlap this publish
+
+One batch at a time is with the transport: a second one behind it would be stored although the first one failed, and the
+events of one row would change places.
 
 A transport that is down is tried for ever, with the log as the buffer. An event that it will never take becomes a failed
 delivery at once, and the rest of its batch goes on.
@@ -10,15 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Any
+
+import msgspec
 
 from .bridge import Database, Doorbell
 from .errors import ProviderUnavailable, PublishRejected
 from .log.delivery import LogDelivery
 from .log.reader import Reader, leased
 from .log.settings import ReaderSettings
-from .provider import Batch, Failure, Provider
+from .provider import Batch, Failure, Message, Provider
 from .retry import until_available
 from .schema import Tables
 from .signals import Buried, Relayed, Signals, Unavailable, logger
@@ -30,6 +35,20 @@ SUBSCRIPTION = "relay"
 
 class _Stopping(Exception):
     pass
+
+
+class _Work(msgspec.Struct, frozen=True):
+    """A batch and the message of each of its deliveries."""
+
+    deliveries: Sequence[LogDelivery]
+    messages: Sequence[Message]
+
+    def without(self, ids: Collection[str]) -> _Work:
+        """What is left when these events are left out."""
+        if not ids:
+            return self
+        kept = [pair for pair in zip(self.deliveries, self.messages, strict=True) if pair[0].row.id not in ids]
+        return _Work([one for one, _ in kept], [message for _, message in kept])
 
 
 class Relay:
@@ -89,15 +108,20 @@ class Relay:
 
     async def _relay(self, reader: Reader) -> None:
         stream = reader.batches()
-        coming = asyncio.ensure_future(anext(stream))
+        coming = asyncio.ensure_future(self._next(stream))
         try:
-            while (batch := await self._unless_stopped(coming)) is not None:
-                coming = asyncio.ensure_future(anext(stream))
-                await self._publish(reader, batch)
+            while (work := await self._unless_stopped(coming)) is not None:
+                coming = asyncio.ensure_future(self._next(stream))
+                await self._publish(reader, work)
         finally:
             await _ended(coming, stream)
 
-    async def _unless_stopped(self, coming: asyncio.Future[Sequence[LogDelivery]]) -> Sequence[LogDelivery] | None:
+    async def _next(self, stream: AsyncGenerator[Sequence[LogDelivery], None]) -> _Work:
+        deliveries = await anext(stream)
+        messages = [one.row.to_message() for one in deliveries]
+        return _Work(deliveries, messages if self._pack is None else list(map(self._pack, messages)))
+
+    async def _unless_stopped(self, coming: asyncio.Future[_Work]) -> _Work | None:
         stopping: asyncio.Future[Any] = asyncio.ensure_future(self._stopping.wait())
         try:
             await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -107,10 +131,11 @@ class Relay:
 
     # One batch ---------------------------------------------------------------------------------------------------
 
-    async def _publish(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> None:
+    async def _publish(self, reader: Reader, work: _Work) -> None:
         started = time.perf_counter()
-        left = [one for one in deliveries if SUBSCRIPTION not in one.buried]
-        while left:
+        deliveries = work.deliveries
+        left = work.without({one.row.id for one in deliveries if SUBSCRIPTION in one.buried})
+        while left.messages:
             batch = self._batch(reader, left)
             try:
                 await self._until_published(batch)
@@ -120,7 +145,7 @@ class Relay:
         self._settle(reader, deliveries)
         if self._signals:
             self._signals.emit(
-                Relayed(self._settings.group, self._settings.partition, len(left), time.perf_counter() - started)
+                Relayed(self._settings.group, self._settings.partition, len(left.messages), time.perf_counter() - started)
             )
 
     async def _until_published(self, batch: Batch) -> None:
@@ -128,15 +153,12 @@ class Relay:
             lambda: self._provider.publish(batch), ProviderUnavailable, self._pause, self._unavailable
         )
 
-    def _batch(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> Batch:
+    def _batch(self, reader: Reader, work: _Work) -> Batch:
         settings, position = self._settings, ""
         if self._provider.features.idempotent_publish:
-            position = reader.position_after([one.row.seq for one in deliveries])
-        messages = [one.row.to_message() for one in deliveries]
-        if self._pack is not None:
-            messages = list(map(self._pack, messages))
+            position = reader.position_after([one.row.seq for one in work.deliveries])
         return Batch(
-            messages, settings.group, settings.partition, reader.lease.epoch, position, settings.partitions
+            work.messages, settings.group, settings.partition, reader.lease.epoch, position, settings.partitions
         )
 
     def _settle(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> None:
@@ -147,16 +169,14 @@ class Relay:
         else:
             reader.settle([one.row.seq for one in deliveries])
 
-    def _without_rejected(
-        self, reader: Reader, deliveries: list[LogDelivery], error: PublishRejected
-    ) -> list[LogDelivery]:
-        rejected = [one for one in deliveries if one.row.id == error.event_id]
+    def _without_rejected(self, reader: Reader, work: _Work, error: PublishRejected) -> _Work:
+        rejected = [one for one in work.deliveries if one.row.id == error.event_id]
         if not rejected:  # a provider that names an event we did not give it: nothing would ever get past
             raise ProviderUnavailable(f"the provider rejected an event that was not in its batch: {error}") from error
         for one in rejected:
             reader.failed(one, Failure(SUBSCRIPTION, error.reason, "", 1), None)
             self._signals.emit(Buried(one.type, self._settings.group, SUBSCRIPTION, error.reason))
-        return [one for one in deliveries if one.row.id != error.event_id]
+        return work.without({error.event_id})
 
     # A transport that is down ------------------------------------------------------------------------------------
 
@@ -174,7 +194,7 @@ class Relay:
 
 
 async def _ended(
-    coming: asyncio.Future[Sequence[LogDelivery]], stream: AsyncGenerator[Sequence[LogDelivery], None]
+    coming: asyncio.Future[Any], stream: AsyncGenerator[Sequence[LogDelivery], None]
 ) -> None:
     coming.cancel()
     await asyncio.gather(coming, return_exceptions=True)
