@@ -38,13 +38,13 @@ sqlalchemy-suite: $(VENV)/.test
 	$(RUN) benchmarks/sqlalchemy_suite.py $(JSON_OPTION) $(ARGS)
 
 lint: $(VENV)/.dev
-	$(VENV)/bin/ruff check sqla_events tests migrations $(wildcard benchmarks)
+	$(VENV)/bin/ruff check sqla_events tests migrations examples $(wildcard benchmarks)
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 format: $(VENV)/.dev
-	$(VENV)/bin/ruff check --fix sqla_events tests migrations $(wildcard benchmarks)
+	$(VENV)/bin/ruff check --fix sqla_events tests migrations examples $(wildcard benchmarks)
 
 bench: bench-capture bench-relay
 
