@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
@@ -22,7 +23,7 @@ from .buffer import Buffer, buffer_of
 from .choice import Choice, columns
 from .codec import TableCodec
 from .listener import Listener
-from .make import Maker, id_of
+from .make import Maker
 from .plan import Plan, Row, Shape, key_columns
 from .rows import known_values
 from .settings import CaptureSettings
@@ -61,7 +62,7 @@ class Capture:
         self._listener = Listener(
             self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values
         )
-        self._maker = Maker(settings, instance_id, text_id=self._engine.dialect.name == "sqlite")
+        self._maker = Maker(settings, instance_id)
         self._enabled = {
             "create": settings.enable_create,
             "update": settings.enable_update,
@@ -189,9 +190,9 @@ class Capture:
             events = self._maker.events(connection, plan, rows[start : start + DRAIN_AT])
             buffer.rows += events
             if self._track_ids:
-                buffer.written += [(id_of(one), one[2]) for one in events]
+                buffer.written += [(uuid.UUID(one[0]), one[4].type) for one in events]
             else:
-                buffer.written += [_untracked(one[2]) for one in events]
+                buffer.written += [_untracked(one[4].type) for one in events]
             if (
                 len(buffer.rows) >= DRAIN_AT and plan.verb != "read"
             ):  # a result is being fetched: its connection is busy

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +16,7 @@ from .. import context, encoding
 from ..errors import CaptureError
 from ..event import type_of
 from .codec import TableCodec
+from .outbox import Captured, Head
 from .plan import Plan, Row
 from .settings import CaptureSettings
 
@@ -26,42 +26,30 @@ _encode = msgspec.json.Encoder().encode
 class Maker:
     """Makes events as the settings say."""
 
-    def __init__(self, settings: CaptureSettings, instance_id: str, text_id: bool) -> None:
+    def __init__(self, settings: CaptureSettings, instance_id: str) -> None:
         self._settings = settings
         self._instance_id = instance_id
-        self._new_id = id_hex if text_id else id_text
         self._before = settings.old_values != "never"
 
-    def events(self, connection: Connection, plan: Plan, rows: Iterable[Row]) -> list[tuple[Any, ...]]:
-        """The outbox rows of what one statement wrote, in the order of :data:`outbox.COLUMNS`."""
+    def events(self, connection: Connection, plan: Plan, rows: Sequence[Row]) -> list[Captured]:
+        """The events of what one statement wrote, in its order."""
         about = context.current()
         metadata, special = _metadata(about)
         user_id = None if about.user_id is None else str(about.user_id)
         schema = schema_of(plan.table, connection) or self._settings.default_schema
-        entity, made, instance, session_id = str(plan.table.name), [], self._instance_id, about.session_id
-        for row in rows:
-            verb = row.verb or plan.verb
-            if verb not in plan.codec.operations:
-                continue
-            payload, types = self._payload(plan.codec, row, verb)
-            made.append(
-                (
-                    self._new_id(),
-                    "database",
-                    _type(schema, entity, verb),
-                    schema,
-                    entity,
-                    verb,
-                    plan.codec.key_text(row.key),
-                    payload,
-                    _joined(types, special) if special else types,
-                    metadata,
-                    user_id,
-                    session_id,
-                    instance,
-                    plan.codec.version,
-                )
+        heads = {
+            verb: _head(
+                schema, str(plan.table.name), verb, metadata, user_id, about.session_id, self._instance_id, plan.codec.version
             )
+            for verb in plan.codec.operations
+        }
+        made = []
+        for new_id, row in zip(ids(len(rows)), rows, strict=True):
+            verb = row.verb or plan.verb
+            if verb in heads:
+                payload, types = self._payload(plan.codec, row, verb)
+                types = _joined(types, special) if special else types
+                made.append((new_id, plan.codec.key_text(row.key), payload, types, heads[verb]))
         return made
 
     def _payload(self, codec: TableCodec, row: Row, verb: str) -> tuple[str, str | None]:
@@ -101,24 +89,17 @@ class Maker:
         return _encode({"key": payload["key"], "truncated": names})
 
 
-def id_hex() -> str:
-    """A UUID version 7 as 32 hexadecimal digits, as :func:`event.new_id` makes it and several times as fast."""
-    noise = os.urandom(10).hex()
-    return f"{time.time_ns() // 1_000_000:012x}7{noise[:3]}{'89ab'[int(noise[3], 16) & 3]}{noise[4:19]}"
+def ids(count: int) -> Iterator[str]:
+    """UUIDs of version 7 as 32 hexadecimal digits, as :func:`event.new_id` makes them and several times as fast."""
+    time_, noise = f"{time.time_ns() // 1_000_000:012x}7", os.urandom(10 * count).hex()
+    for start in range(0, 20 * count, 20):
+        variant = "89ab"[int(noise[start + 3], 16) & 3]
+        yield f"{time_}{noise[start : start + 3]}{variant}{noise[start + 4 : start + 19]}"
 
 
-def id_text() -> str:
-    """The same with dashes, as PostgreSQL shows it."""
-    digits = id_hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def id_of(row: tuple[Any, ...]) -> uuid.UUID:
-    """The id of an outbox row."""
-    return uuid.UUID(row[0])
-
-
-_type = lru_cache(maxsize=4096)(type_of)
+@lru_cache(maxsize=256)
+def _head(schema: str, entity: str, verb: str, metadata: str | None, *more: Any) -> Head:
+    return Head(("database", type_of(schema, entity, verb), schema, entity, verb, metadata, *more))
 
 
 def _metadata(about: context.About) -> tuple[str | None, encoding.Types]:
