@@ -105,6 +105,14 @@ _json = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[tuple[int, int]])
 
 
+class _Document(msgspec.Struct):
+    high: int
+    gaps: list[tuple[int, int]]
+
+
+_document = msgspec.json.Decoder(_Document)
+
+
 def to_text(ranges: Ranges) -> str:
     """JSON, ``[[3,5],[9,9]]``: what the position's row and SQL over it read."""
     return _json.encode(ranges).decode()
@@ -147,6 +155,20 @@ class Position:
         high = min(self.high, other.high)
         return Position(high, upto(union(self.gaps, other.gaps), high))
 
+    @property
+    def settled(self) -> Ranges:
+        """All that is done. Numbers begin with 1."""
+        return subtract(((1, self.high),), self.gaps) if self.high > 0 else ()
+
+    def beyond(self, other: Position) -> Ranges:
+        """What is done here and not there."""
+        return subtract(self.settled, other.settled)
+
+    def also(self, other: Position) -> Position:
+        """Done where either is done."""
+        high = max(self.high, other.high)
+        return Position(high, subtract(subtract(((1, high),), self.settled), other.settled))
+
     def pending_below(self) -> int:
         """How many numbers at or below ``high`` are not done."""
         return size(self.gaps)
@@ -160,3 +182,22 @@ class Position:
     def gaps_text(self) -> str:
         """The ``gaps`` column."""
         return to_text(self.gaps)
+
+    @property
+    def text(self) -> str:
+        """As it travels: ``{"high":7,"gaps":[[3,5]]}``."""
+        return f'{{"high":{self.high},"gaps":{self.gaps_text}}}'
+
+    @classmethod
+    def from_text(cls, text: str) -> Position:
+        """Read what :attr:`text` wrote; the empty text is the beginning.
+
+        :raises SQLAlchemyEventsError: where it is no such text.
+        """
+        if not text:
+            return cls()
+        try:
+            found = _document.decode(text)
+        except msgspec.DecodeError as error:
+            raise SQLAlchemyEventsError(f"a position is {text[:80]!r}: {error}") from error
+        return cls(found.high, joined(found.gaps))

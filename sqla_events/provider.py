@@ -93,6 +93,16 @@ class Batch(msgspec.Struct, frozen=True):
     partitions: int = 1
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """What a transport has of a relay's log."""
+
+    position: str = ""
+    """The :attr:`Batch.position` that was stored last; empty: none."""
+    seq: int | None = None
+    id: str = ""
+    """Number and event id of the newest message that was ever stored with it."""
+
+
 @dataclass(frozen=True)
 class Features:
     """What a provider promises. Every provider: order per lane, at least once, groups are independent of each other."""
@@ -107,6 +117,8 @@ class Features:
     """The events table itself carries the events: no relay, ``publish`` writes to the log."""
     idempotent_publish: bool = False
     """Publishing a batch again adds nothing."""
+    keeps_position: bool = False
+    """``publish`` stores the batch's position with its messages, all or nothing, and ``resume`` tells it."""
     retry_survives_restart: bool = False
     """Attempts and the time of the next one are kept with the event."""
     provider_filter: bool = False
@@ -259,7 +271,8 @@ class Provider(Protocol):
         :raises ProviderUnavailable: some or none are stored, the caller publishes the whole batch again.
         :raises PublishRejected: names one message; none of the batch counts as published, the caller publishes it
             again without that one.
-        :raises LeaseLost: a newer epoch has published (only with ``idempotent_publish``).
+        :raises LeaseLost: a newer epoch has published (only with ``idempotent_publish``), or the transport has not what
+            it had when this epoch published last (only with ``keeps_position``).
         """
         ...
 
@@ -287,4 +300,20 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Make every settled delivery durable and let go of every connection. May be called twice."""
+        ...
+
+
+class PositionKeeper(Protocol):
+    """What a provider has besides, where ``Features.keeps_position``."""
+
+    async def resume(self, lease: Batch, replace: bool = False) -> Kept:
+        """What the transport has of the log of this relay, which ``lease``, a batch without messages, names.
+
+        From now on nothing of an older epoch is stored; messages of the log (those with a ``seq``) that the kept
+        position covers are not stored again, and every batch's position is joined to it. With ``replace``, the position
+        of ``lease`` takes its place first. Called when an epoch begins, and now and then while there is nothing to publish.
+
+        :raises ProviderUnavailable: if the transport does not answer.
+        :raises LeaseLost: as for ``publish``.
+        """
         ...

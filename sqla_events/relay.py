@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Collection, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -23,14 +23,19 @@ from .errors import ProviderUnavailable, PublishRejected
 from .log.delivery import LogDelivery
 from .log.reader import Reader, leased
 from .log.settings import ReaderSettings
-from .provider import Batch, Failure, Message, Provider
+from .position import Position
+from .provider import Batch, Failure, Kept, Message, PositionKeeper, Provider
 from .retry import until_available
 from .schema import Tables
 from .signals import Buried, Relayed, Signals, Unavailable, logger
 from .wire import Pack
 
+T = TypeVar("T")
+
 SUBSCRIPTION = "relay"
 """The name under which the relay's dead letters stand."""
+LOOK_SECONDS = 2.0
+"""Of silence, after which the relay makes sure that the transport still has what it was given."""
 
 
 class _Stopping(Exception):
@@ -107,10 +112,12 @@ class Relay:
                 self._reading = False
 
     async def _relay(self, reader: Reader) -> None:
+        if self._provider.features.keeps_position:
+            await self._agree(reader)
         stream = reader.batches()
         coming = asyncio.ensure_future(self._next(stream))
         try:
-            while (work := await self._unless_stopped(coming)) is not None:
+            while (work := await self._unless_stopped(reader, coming)) is not None:
                 coming = asyncio.ensure_future(self._next(stream))
                 await self._publish(reader, work)
         finally:
@@ -118,16 +125,44 @@ class Relay:
 
     async def _next(self, stream: AsyncGenerator[Sequence[LogDelivery], None]) -> _Work:
         deliveries = await anext(stream)
-        messages = [one.row.to_message() for one in deliveries]
+        messages = [_message(one) for one in deliveries]
         return _Work(deliveries, messages if self._pack is None else list(map(self._pack, messages)))
 
-    async def _unless_stopped(self, coming: asyncio.Future[_Work]) -> _Work | None:
+    async def _unless_stopped(self, reader: Reader, coming: asyncio.Future[_Work]) -> _Work | None:
         stopping: asyncio.Future[Any] = asyncio.ensure_future(self._stopping.wait())
+        look = LOOK_SECONDS if self._provider.features.keeps_position else None
         try:
-            await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
+            while not (await asyncio.wait((coming, stopping), timeout=look, return_when=asyncio.FIRST_COMPLETED))[0]:
+                await self._look(reader)
         finally:
             stopping.cancel()
         return None if self._stopping.is_set() else coming.result()
+
+    # What the transport has --------------------------------------------------------------------------------------
+
+    async def _agree(self, reader: Reader) -> None:
+        """Begin where both the transport and the log's position are.
+
+        :raises LeaseLost: when the position had to be set back; the next lease begins there.
+        """
+        kept = await self._until_available(lambda: self._resume(reader))
+        theirs, ours = Position.from_text(kept.position), reader.position
+        if (lost := ours.beyond(theirs)) and await reader.has_any(lost):  # numbers of rolled-back transactions have no rows
+            logger.warning("%s: the transport lost events; the log is read again from %d on", reader.lease.group, lost[0][0])
+            await reader.rewind(theirs)
+        if theirs.beyond(ours) and not (kept.seq is not None and await reader.has_row(kept.seq, kept.id)):
+            logger.warning("%s: the log was set back; what the transport has of it counts no more", reader.lease.group)
+            await self._until_available(lambda: self._resume(reader, replace=True))
+
+    async def _look(self, reader: Reader) -> None:
+        try:
+            await self._resume(reader)
+        except ProviderUnavailable as error:
+            self._unavailable(LOOK_SECONDS, error)
+
+    async def _resume(self, reader: Reader, replace: bool = False) -> Kept:
+        keeper = cast("PositionKeeper", self._provider)
+        return await keeper.resume(self._named(reader, (), reader.position_after(())), replace)
 
     # One batch ---------------------------------------------------------------------------------------------------
 
@@ -149,16 +184,22 @@ class Relay:
             )
 
     async def _until_published(self, batch: Batch) -> None:
-        await until_available(
-            lambda: self._provider.publish(batch), ProviderUnavailable, self._pause, self._unavailable
-        )
+        await self._until_available(lambda: self._provider.publish(batch))
+
+    async def _until_available(self, call: Callable[[], Awaitable[T]]) -> T:
+        result: T = await until_available(call, ProviderUnavailable, self._pause, self._unavailable)
+        return result
 
     def _batch(self, reader: Reader, work: _Work) -> Batch:
-        settings, position = self._settings, ""
+        position = ""
         if self._provider.features.idempotent_publish:
             position = reader.position_after([one.row.seq for one in work.deliveries])
+        return self._named(reader, work.messages, position)
+
+    def _named(self, reader: Reader, messages: Sequence[Message], position: str) -> Batch:
+        settings = self._settings
         return Batch(
-            work.messages, settings.group, settings.partition, reader.lease.epoch, position, settings.partitions
+            messages, settings.group, settings.partition, reader.lease.epoch, position, settings.partitions
         )
 
     def _settle(self, reader: Reader, deliveries: Sequence[LogDelivery]) -> None:
@@ -191,6 +232,12 @@ class Relay:
     def _unavailable(self, delay: float, error: BaseException) -> None:
         logger.warning("%s does not answer, next try in %.2f s: %s", self._settings.group, delay, error)
         self._signals.emit(Unavailable(self._settings.group, str(error), delay))
+
+
+def _message(delivery: LogDelivery) -> Message:
+    """What was rejected once counts as done in every position since; redriven, it must not be taken for published."""
+    message = delivery.row.to_message()
+    return message if delivery.only is None else msgspec.structs.replace(message, seq=None)
 
 
 async def _ended(

@@ -143,9 +143,39 @@ def _same_log(tables: Tables, highs: Sequence[int], last: tuple[int, str] | None
     """
     conditions: list[sa.ColumnElement[bool]] = [tables.positions.c.high.in_(highs)]
     if last is not None:
-        e = tables.events
-        conditions.append(sa.exists().where(e.c.seq == last[0], e.c.id == uuid.UUID(last[1])))
+        conditions.append(_row_exists(tables, *last))
     return conditions
+
+
+def _row_exists(tables: Tables, seq: int, identity: str) -> sa.Exists:
+    return sa.exists().where(tables.events.c.seq == seq, tables.events.c.id == uuid.UUID(identity))
+
+
+def has_row(connection: Connection, tables: Tables, seq: int, identity: str) -> bool:
+    """Whether the log has this event under this number."""
+    return bool(connection.execute(sa.select(_row_exists(tables, seq, identity))).scalar())
+
+
+def has_any(connection: Connection, tables: Tables, seqs: Ranges) -> bool:
+    """Whether the log has an event under any of these numbers."""
+    seq = tables.events.c.seq
+    for start in range(0, len(seqs), 100):
+        within = sa.or_(*(seq.between(*one) for one in seqs[start : start + 100]))
+        if connection.execute(sa.select(sa.exists().where(within))).scalar():
+            return True
+    return False
+
+
+def rewind(connection: Connection, tables: Tables, lease: Lease, position: Position) -> None:
+    """Set the position back and give up the lease: with the epoch, so that no commit of ours can follow.
+
+    :raises LeaseLost: if the lease has another owner.
+    """
+    table = tables.positions
+    begin_writing(connection)
+    update = sa.update(table).where(*_this(table, lease.group, lease.partition), table.c.epoch == lease.epoch)
+    back = {"high": position.high, "gaps": position.gaps_text, "updated_at": _now(connection)}
+    _one(connection, update.values(back | {"epoch": table.c.epoch + 1, "owner": None, "lease_expires": None}), lease)
 
 
 def _one(connection: Connection, update: sa.Update, lease: Lease) -> int | None:

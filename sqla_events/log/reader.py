@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from ..bridge import Database, Doorbell, Ear, Held
 from ..errors import LeaseLost, ProviderUnavailable
 from ..event import now
-from ..position import Position, ranges_of
+from ..position import Position, Ranges, ranges_of
 from ..provider import Failure
 from ..retry import FOREVER
 from ..schema import Tables
@@ -241,8 +241,27 @@ class Reader:
 
     def position_after(self, seqs: Sequence[int]) -> str:
         """The position once these are settled, as JSON: ``{"high":…,"gaps":[[…]]}``."""
-        position = self._ledger.position.settle(ranges_of(seqs))
-        return f'{{"high":{position.high},"gaps":{position.gaps_text}}}'
+        return self._ledger.position.settle(ranges_of(seqs)).text
+
+    async def rewind(self, kept: Position) -> None:
+        """The transport has no more than ``kept`` of what it was given: have the next owner read the rest again.
+
+        :raises LeaseLost: always; whoever begins anew begins there.
+        :raises ProviderUnavailable: if the database does not answer; nothing has changed.
+        """
+        async with self._committing:
+            position = self._ledger.position.merge(kept)
+            await self._database.run(leases.rewind, self._tables, self.lease, position)
+            self._ended = LeaseLost(f"group {self.lease.group!r} goes back to {position.high} and reads again from there")
+        raise self._ended
+
+    async def has_row(self, seq: int, identity: str) -> bool:
+        """Whether the log has this event under this number; not so if the server fell back and gave the number out again."""
+        return await self._database.run(leases.has_row, self._tables, seq, identity)
+
+    async def has_any(self, seqs: Ranges) -> bool:
+        """Whether the log has an event under any of these numbers."""
+        return await self._database.run(leases.has_any, self._tables, seqs)
 
     # Committing --------------------------------------------------------------------------------------------------
 

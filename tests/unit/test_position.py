@@ -125,3 +125,25 @@ def every(seqs: Iterable[int]) -> Ranges:
 def test_repr_of_docstring_example() -> None:
     """The text form that the module documents."""
     assert position.to_text(every([3, 4, 5, 9])) == "[[3,5],[9,9]]"
+
+
+@given(positions(), positions())
+def test_what_two_positions_have_of_each_other(one: Position, other: Position) -> None:
+    """As sets: all that is done, what one has beyond the other, what either has."""
+    assert members(one.settled) == done(one)
+    assert members(one.beyond(other)) == done(one) - done(other)
+    assert done(one.also(other)) == done(one) | done(other)
+
+
+@given(positions())
+def test_a_position_as_text(one: Position) -> None:
+    """There and back; the empty text is the beginning."""
+    assert Position.from_text(one.text) == one
+    assert Position.from_text("") == Position()
+
+
+@pytest.mark.parametrize("text", ["x", "[]", '{"high":1}', '{"high":"1","gaps":[]}'])
+def test_a_text_that_is_no_position(text: str) -> None:
+    """It says so."""
+    with pytest.raises(SQLAlchemyEventsError, match="a position is"):
+        Position.from_text(text)
