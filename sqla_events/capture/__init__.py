@@ -18,8 +18,9 @@ from ..bridge import refuse_autocommit
 from ..errors import CaptureError
 from ..schema import Tables
 from ..signals import Gap, Signals, logger
-from . import outbox
+from . import cascades, outbox
 from .buffer import Buffer, buffer_of
+from .cascades import Cascades
 from .choice import Choice, columns
 from .codec import TableCodec
 from .listener import Listener
@@ -58,9 +59,11 @@ class Capture:
         self._signals = signals
         self._track_ids = track_ids
         self._codecs: dict[sa.Table, TableCodec | None] = {}
+        self._readers: dict[sa.Table, TableCodec] = {}
+        self._cascades = Cascades(self._captured, self._reader) if settings.cascades == "events" else None
         on_gap = None if settings.on_gap == "ignore" else self._gap
         self._listener = Listener(
-            self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values
+            self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values, self._cascades
         )
         self._maker = Maker(settings, instance_id)
         self._enabled = {
@@ -248,10 +251,29 @@ class Capture:
             and (not self._include or how(self._include)(*what, operation))
         )
 
+    def _captured(self, table: sa.Table) -> frozenset[str]:
+        return self._operations(table.schema, str(table.name), lambda choice: choice.has, table)
+
+    def _reader(self, table: sa.Table) -> TableCodec:
+        """What reads a table's rows, whether they are captured or only lie between those that are."""
+        codec = self._codec_of(table) or self._readers.get(table)
+        if codec is None:
+            codec = self._readers[table] = self._made(table, frozenset())
+        return codec
+
     def _codec(self, table: sa.Table) -> TableCodec | None:
-        s, operations = self._settings, self._operations(table.schema, str(table.name), lambda choice: choice.has, table)
-        if not operations:
+        operations = self._captured(table)
+        reaches = self._cascades.reaches(table) if self._cascades else frozenset()
+        if not operations and not reaches:
             return None
+        codec = self._made(table, operations)
+        codec.reaches = reaches
+        if self._settings.cascades == "named":
+            codec.cascades = cascades.named(table)
+        return codec
+
+    def _made(self, table: sa.Table, operations: frozenset[str]) -> TableCodec:
+        s = self._settings
         return TableCodec(
             table, self._engine.dialect, key_columns(table),
             columns(s.exclude_columns, "exclude", s.default_schema), columns(s.redact_columns, "redact", s.default_schema),

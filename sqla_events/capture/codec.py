@@ -221,12 +221,14 @@ class TableCodec:
         self.all_keys = tuple(column.key for column in table.columns if column.key in self.columns or column.key in key)
         """What is wanted from the database of a row."""
         self._key_codecs = {name: self.columns.get(name) or ColumnCodec(table.columns[name], dialect) for name in key}
-        self.kinds = {name: (self.columns.get(name) or self._key_codecs[name]).kind for name in self.all_keys}
-        """SQL types by column key: the level of an event's values."""
+        self._dialect = dialect
+        self._kinds: dict[str, TypeEngine[Any]] = {}
         self._plain_key = all(codec.bind is None for codec in self._key_codecs.values())
         self.placeholder = placeholder
-        self.cascades = _cascades(table)
-        """What the database itself changes when a row goes: table -> action of its foreign key."""
+        self.cascades: dict[str, str] = {}
+        """What the database itself changes when a row goes, for events that say so: table -> action of its foreign key."""
+        self.reaches: frozenset[str] = frozenset()
+        """Verbs of statements that may change rows of other captured tables through foreign keys."""
         self._codes = {
             f"/payload/*/{encoding.escape(one.name)}": one.code
             for one in self.columns.values()
@@ -235,8 +237,17 @@ class TableCodec:
         self._types = encoding.dumps(self._codes) if self._codes else None
 
     def writes(self, shape: Any) -> bool:
-        """Whether events are wanted of what a statement may write."""
-        return shape.verb in self.operations or (shape.upsert and "update" in self.operations)
+        """Whether events are wanted of what a statement may write, or cause."""
+        return (
+            shape.verb in self.operations or (shape.upsert and "update" in self.operations) or shape.verb in self.reaches
+        )
+
+    def kind(self, key: str) -> TypeEngine[Any]:
+        """The SQL type of a column, seen or hidden: the level of an event's values."""
+        if key not in self._kinds:
+            known = self.columns.get(key) or self._key_codecs.get(key)
+            self._kinds[key] = (known or ColumnCodec(self.table.columns[key], self._dialect)).kind
+        return self._kinds[key]
 
     def side(self, values: Mapping[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
         """Column name -> what the JSON encoder takes. A Loaded value is at the level of the SQL type, others are as bound."""
@@ -314,18 +325,3 @@ class TableCodec:
         bound = type(value) is not Loaded
         return self._lowered(codec, value if bound else value.value, "key", {}, bound)
 
-
-def _cascades(table: sa.Table) -> dict[str, str]:
-    return {
-        child.fullname: constraint.ondelete.upper()
-        for child in table.metadata.tables.values()
-        for constraint in child.foreign_key_constraints
-        if constraint.ondelete and constraint.ondelete.upper() != "NO ACTION" and _refers(constraint, table)
-    }
-
-
-def _refers(constraint: sa.ForeignKeyConstraint, table: sa.Table) -> bool:
-    try:
-        return constraint.referred_table is table
-    except sa.exc.InvalidRequestError:  # the other table is not defined (yet)
-        return False

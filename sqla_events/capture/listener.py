@@ -18,6 +18,7 @@ from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
 from . import gaps, many, ride
 from .buffer import Buffer, buffer_of
+from .cascades import Cascades
 from .codec import TableCodec
 from .plan import Plan, Row, Shape, program_of, shape_of, unwrapped
 from .rows import deleted, inserted, matched, updated, whole_rows
@@ -39,6 +40,7 @@ class Listener:
         on_gap: gaps.OnGap | None,
         on_text: Callable[[Connection, str, str | None], None],
         old_values: str,
+        cascades: Cascades | None,
     ) -> None:
         self._engine = engine
         self._codec_of = codec_of
@@ -46,6 +48,7 @@ class Listener:
         self._on_gap = on_gap
         self._on_text = on_text
         self._always = old_values == "always"
+        self._cascades = cascades
         self._listening: list[tuple[Any, str, Any]] = []
 
     def listen(self) -> None:
@@ -118,6 +121,9 @@ class Listener:
         """Decide how the rows will be known, and let ride along what that needs."""
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
         _decide(plan, context, executemany, by_driver)
+        plan.translate = context.execution_options.get("schema_translate_map")
+        if self._cascades is not None and plan.verb in plan.codec.reaches:
+            plan.reached = self._cascades.look(connection, plan, context)
         if by_driver and not plan.own:
             return sql
         plan.look_before = self._looks_before(plan, context)
@@ -178,10 +184,12 @@ class Listener:
     def _came_back(
         self, connection: Connection, buffer: Buffer, plan: Plan, context: Any, rows: list[dict[str, Any]]
     ) -> None:
-        if plan.whole:
+        if not plan.whole:
+            plan.rode += rows
+        elif plan.reached is None:
             self._emit(connection, buffer, plan, whole_rows(plan, context, rows))
         else:
-            plan.rode += rows
+            plan.reached.held += whole_rows(plan, context, rows)
 
     def _after_execute(
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any], result: Any
@@ -205,8 +213,22 @@ class Listener:
             if sets is None:
                 sets = still_there(connection, plan, context.compiled_parameters)
             rows = updated(plan, context, buffer, sets) if plan.verb == "update" else deleted(plan, buffer, sets)
-        if rows:
+        if plan.reached is not None:
+            self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
+        elif rows:
             self._emit(connection, buffer, plan, rows)
+
+    def _cascaded(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[Row]) -> None:
+        """What a statement wrote and what the database changed with it, in an order that foreign keys allow on a replay."""
+        assert self._cascades is not None
+        caused = list(self._cascades.changed(connection, plan, plan.reached, rows, self._missed)) if rows else []
+        parts = [*reversed(caused), (plan, rows)] if plan.verb == "delete" else [(plan, rows), *caused]
+        for one, of_one in parts:
+            self._emit(connection, buffer, one, of_one)
+
+    def _missed(self, plan: Plan, reason: str) -> None:
+        if self._on_gap is not None:
+            self._on_gap(plan.table.schema, str(plan.table.name), str(plan.statement), reason)
 
     def _on_error(self, context: Any) -> None:
         """A statement failed. SQLite keeps what its earlier sets of parameters wrote, unless the caller rolls back."""

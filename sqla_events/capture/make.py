@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .. import context, encoding
@@ -36,7 +35,10 @@ class Maker:
         about = context.current()
         metadata, special = _metadata(about)
         user_id = None if about.user_id is None else str(about.user_id)
-        schema = schema_of(plan.table, connection) or self._settings.default_schema
+        schema, cause = self._schema(plan, connection), None
+        if plan.cause is not None:
+            first = plan.cause
+            cause = type_of(self._schema(first, connection), str(first.table.name), first.verb)
         heads = {
             verb: _head(
                 schema, str(plan.table.name), verb, metadata, user_id, about.session_id, self._instance_id, plan.codec.version
@@ -47,12 +49,18 @@ class Maker:
         for new_id, row in zip(ids(len(rows)), rows, strict=True):
             verb = row.verb or plan.verb
             if verb in heads:
-                payload, types = self._payload(plan.codec, row, verb)
+                payload, types = self._payload(plan.codec, row, verb, cause)
                 types = _joined(types, special) if special else types
                 made.append((new_id, plan.codec.key_text(row.key), payload, types, heads[verb]))
         return made
 
-    def _payload(self, codec: TableCodec, row: Row, verb: str) -> tuple[str, str | None]:
+    def _schema(self, plan: Plan, connection: Connection) -> str:
+        """The schema that the statement writes to."""
+        translate = plan.translate or connection.get_execution_options().get("schema_translate_map")
+        schema = plan.table.schema
+        return (translate.get(schema, schema) if translate else schema) or self._settings.default_schema
+
+    def _payload(self, codec: TableCodec, row: Row, verb: str, cause: str | None) -> tuple[str, str | None]:
         special: encoding.Types = {}
         payload: dict[str, Any] = {"key": codec.side(row.key, "key", special)}
         if row.before is not None and self._before:
@@ -63,6 +71,8 @@ class Maker:
             payload["unknown"] = row.unknown
         if row.upsert:
             payload["upsert"] = True
+        if cause is not None:
+            payload["cascaded_from"] = cause
         if verb == "delete" and codec.cascades:
             payload["cascades"] = codec.cascades
         text = self._text(codec, payload)
@@ -113,8 +123,3 @@ def _joined(types: str | None, more: encoding.Types) -> str:
     text = encoding.dumps(more)
     return text if types is None else f"{types[:-1]},{text[1:]}"
 
-
-def schema_of(table: sa.Table, connection: Connection) -> str | None:
-    """The schema that a statement on this connection writes to."""
-    translate = connection.get_execution_options().get("schema_translate_map")
-    return translate.get(table.schema, table.schema) if translate else table.schema

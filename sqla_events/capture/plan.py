@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from weakref import ref
@@ -239,6 +239,12 @@ class Plan:
     """Nothing tells its rows: a reported gap."""
     moves_key: bool = False
     """An UPDATE, not by key, that sets columns of the key."""
+    translate: Mapping[Any, Any] | None = None
+    """The ``schema_translate_map`` it runs with."""
+    reached: Any = None
+    """Rows of others that it may change through foreign keys: cascades.Reached."""
+    cause: Plan | None = None
+    """The plan whose statement made the database change these rows."""
     own: bool = False
     """Of many: they run one by one or in a way that returns rows, not by the driver's executemany."""
 

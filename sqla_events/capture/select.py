@@ -9,49 +9,87 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from .codec import Loaded
+from .codec import Loaded, TableCodec
 from .plan import Plan
 from .rows import key_after
 
+Values = dict[str, Loaded]
 
-def present_rows(connection: Connection, plan: Plan, context: Any, given: Mapping[str, Any]) -> list[dict[str, Loaded]]:
-    """The rows that the statement's WHERE selects now, locked, with every captured column.
+
+def reserve(connection: Connection) -> None:
+    """Before rows are read that a statement will change: let nobody change them in between.
+
+    On SQLite by taking the write lock, which the driver would take with the statement only. On PostgreSQL rows are locked.
+    """
+    raw = connection.connection
+    if connection.dialect.name == "sqlite" and not getattr(raw.driver_connection, "in_transaction", True):
+        cursor = raw.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        cursor.close()
+
+
+def present_rows(
+    connection: Connection, plan: Plan, context: Any, given: Mapping[str, Any], names: Sequence[str] = ()
+) -> list[Values]:
+    """The rows that the statement's WHERE selects now, locked, with every captured column, or the columns that are named.
 
     The WHERE is that of the compiled statement: an ORM statement gets criteria of its class there. Its parameters are
     found by their identity, since a compiled statement is shared by all that look like it.
     """
-    target = plan.statement.table
+    reserve(connection)
+    target, names = plan.statement.table, names or plan.codec.all_keys
     criteria = context.compiled.dml_compile_state.statement._where_criteria
-    query = _columns(plan, target).select_from(target).where(*criteria)
+    query = _columns(plan.codec, target, names).select_from(target).where(*criteria)
     if connection.dialect.name == "postgresql":
         query = query.with_for_update(of=target)
     compiled = query.compile(dialect=connection.dialect)
-    names = context.compiled.bind_names
-    values = {name: given[names[bound]] for bound, name in compiled.bind_names.items() if names.get(bound) in given}
-    return list(_rows(plan, connection.execute(query, values)))
+    known = context.compiled.bind_names
+    values = {name: given[known[bound]] for bound, name in compiled.bind_names.items() if known.get(bound) in given}
+    return _rows(names, _run(connection, plan, query, values))
 
 
-def _columns(plan: Plan, source: Any) -> sa.Select[Any]:
-    """Every captured column at the level of its SQL type."""
-    kinds = plan.codec.kinds
-    return sa.select(*(sa.type_coerce(source.c[key], kinds[key]).label(f"c{n}") for n, key in enumerate(kinds)))
+def matching(
+    connection: Connection,
+    plan: Plan,
+    reader: TableCodec,
+    columns: Sequence[str],
+    wanted: Iterable[tuple[Any, ...]],
+    names: Sequence[str],
+    *,
+    lock: bool = False,
+    bound: bool = False,
+) -> list[Values]:
+    """Rows of a table whose columns have one of the wanted values: those of the database, or as a caller binds them."""
+    table, found = reader.table, []
+    sides = [table.c[name] if bound else sa.type_coerce(table.c[name], reader.kind(name)) for name in columns]
+    query = _columns(reader, table, names)
+    if lock and connection.dialect.name == "postgresql":
+        query = query.with_for_update()
+    for some in _portions((one for one in dict.fromkeys(wanted) if None not in one), 500):
+        where = sides[0].in_([one[0] for one in some]) if len(sides) == 1 else sa.tuple_(*sides).in_(some)
+        found += _rows(names, _run(connection, plan, query.where(where), {}))
+    return found
 
 
-def _rows(plan: Plan, result: Any) -> Iterator[dict[str, Loaded]]:
-    keys = list(plan.codec.kinds)
-    for row in result:
-        yield {key: Loaded(value) for key, value in zip(keys, row, strict=True)}
+def _columns(reader: TableCodec, source: Any, names: Sequence[str]) -> sa.Select[Any]:
+    """Columns at the level of their SQL types."""
+    return sa.select(*(sa.type_coerce(source.c[key], reader.kind(key)).label(f"c{n}") for n, key in enumerate(names)))
+
+
+def _run(connection: Connection, plan: Plan, query: sa.Select[Any], values: Mapping[str, Any]) -> Any:
+    options = {} if plan.translate is None else {"schema_translate_map": plan.translate}
+    return connection.execute(query, values, execution_options=options)
+
+
+def _rows(names: Sequence[str], result: Any) -> list[Values]:
+    return [{key: Loaded(value) for key, value in zip(names, row, strict=True)} for row in result]
 
 
 def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """After an UPDATE by key that matched fewer rows than it has sets of parameters: the sets whose row exists."""
-    table, codec = plan.table, plan.codec
-    columns = [table.c[name] for name in codec.key]
-    found: set[str | None] = set()
-    for keys in _portions((tuple(key_after(plan, given).values()) for given in sets), 500):
-        kinds = [sa.type_coerce(column, codec.kinds[column.key]) for column in columns]
-        for row in connection.execute(sa.select(*kinds).where(sa.tuple_(*columns).in_(keys))):
-            found.add(codec.key_text({name: Loaded(value) for name, value in zip(codec.key, row, strict=True)}))
+    codec = plan.codec
+    keys = [tuple(key_after(plan, given).values()) for given in sets]
+    found = {codec.key_text(row) for row in matching(connection, plan, codec, codec.key, keys, codec.key, bound=True)}
     return [given for given in sets if codec.key_text(key_after(plan, given)) in found]
 
 

@@ -42,6 +42,13 @@ class CaptureSettings(Section):
         "known",
         "`before` of updates and deletes: what is known without a query; always, where needed by RETURNING or a locking SELECT; or never.",
     )
+    cascades: str = setting(
+        one_of("events", "named", "ignore"),
+        "events",
+        "Rows that the database itself changes (ON DELETE CASCADE, SET NULL, SET DEFAULT, ON UPDATE): events of their own, "
+        "for which the rows that a statement may reach are read before and after it; only named in the event of the deleted "
+        "row; or ignored, where triggers see them.",
+    )
     max_payload_bytes: int | None = setting(
         optional(SIZE), None, "A larger payload is an error or is truncated (`on_too_large`). null: no limit.", least=64
     )

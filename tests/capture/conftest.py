@@ -36,14 +36,19 @@ class Stage:
         found: list[Event] = self.broker.list(EventFilter(pattern=pattern, limit=100_000))
         return found
 
-    def check(self) -> list[Event]:
+    def create(self, metadata: sa.MetaData) -> None:
+        """Make further tables, here and in the copy."""
+        metadata.create_all(self.engine)
+        metadata.create_all(self.copy)
+
+    def check(self, metadata: sa.MetaData = Base.metadata) -> list[Event]:
         """Replay equivalence; returns the events."""
         events = self.events()
         with self.engine.connect() as source, self.copy.begin() as copy:
-            for table in reversed(Base.metadata.sorted_tables):
+            for table in reversed(metadata.sorted_tables):
                 copy.execute(table.delete())
-            apply(copy, Base.metadata, events)
-            assert differences(source, copy, Base.metadata) == []
+            apply(copy, metadata, events)
+            assert differences(source, copy, metadata) == []
         return events
 
 

@@ -16,13 +16,11 @@ from sqlalchemy.orm import Session, aliased
 
 from tests.capture.conftest import Stage
 from tests.capture.model import (
-    Child,
     Color,
     Dog,
     Item,
     Manager,
     Owner,
-    Parent,
     Person,
     Pet,
     Point,
@@ -377,15 +375,3 @@ def test_plain_connections_are_captured_too(stage: Stage) -> None:
         connection.rollback()
     assert [event.operation for event in stage.check()] == ["create", "create", "update", "delete"]
 
-
-def test_rows_that_the_database_cascades_to_are_said(stage: Stage) -> None:
-    """ON DELETE CASCADE is not seen; the event of the parent says which tables it reaches, and replaying does the same."""
-    stage.hook()
-    with stage.session() as session, session.begin():
-        session.add(Parent(id=1))
-        session.flush()
-        session.add_all([Child(id=1, parent_id=1), Child(id=2)])
-    with stage.session() as session, session.begin():
-        session.execute(sa.delete(Parent))
-    (deleted,) = stage.events("public.parents.delete")
-    assert deleted.payload["cascades"] == {"children": "CASCADE"}
