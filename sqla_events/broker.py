@@ -9,6 +9,7 @@ Whoever only captures (a web process whose relay runs elsewhere) calls none of t
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from . import inspection
+from . import inspection, replaying
 from .bridge import Doorbell, LoopThread, answer, run_until_signal
 from .capture import Capture
 from .config import Config
@@ -310,6 +311,42 @@ class Broker:
             return await question(runtime)
         finally:
             await runtime.close(0)
+
+    def replay(
+        self,
+        pattern: str = "*",
+        *,
+        since: dt.datetime | None = None,
+        position: int | str | None = None,
+        id: uuid.UUID | str | None = None,  # noqa: A002 - the event's
+        subscription: Handler | str | None = None,
+        group: str | None = None,
+    ) -> Any:
+        """Deliver old events that match once more, oldest first; returns how many. In a coroutine, await it.
+
+        They come from the log, or from what the transport keeps where this process has no database; from a beginning up to
+        what is newest now. ``event.is_replay`` tells a handler, ``event.metadata["replay"]`` names the replay. Replays are
+        not replayed.
+
+        :param since: begin with what was created then or later.
+        :param position: begin with this one: the event's seq in the log, or a position of the transport's own.
+        :param id: begin with this event.
+        :param subscription: deliver into this subscription of the group alone, its handler or name. None: as new
+            deliveries to everyone; the copies carry ``metadata["first_created_at"]``.
+        :raises ConfigError: for more than one beginning, a subscription that the group does not have, or a transport that
+            keeps no history.
+        :raises EventError: for an event that is not there any more, or a pattern that is none.
+        """
+        at = None if position is None else str(position)
+        targets = [] if subscription is None else self._targets(subscription, group)
+        wanted = replaying.Wanted(pattern, since, at, replaying.identity(id), targets)
+        return self._ask(lambda runtime: replaying.replay(runtime, wanted))
+
+    def _targets(self, subscription: Handler | str, group: str | None) -> Sequence[tuple[str, str]]:
+        """A process without subscriptions in the group (the command line) takes a name as it is."""
+        known, where = self._subscriptions(group), group or self.config.default_group
+        names = [subscription] if isinstance(subscription, str) and not known else known.named(subscription)
+        return [(where, name) for name in names]
 
     # Run ---------------------------------------------------------------------------------------------------------
 

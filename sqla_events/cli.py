@@ -1,4 +1,4 @@
-"""The command ``sqla-events``: migrate, relay, tail, status, dead-letters, demo.
+"""The command ``sqla-events``: migrate, relay, tail, status, replay, dead-letters, demo.
 
 What goes wrong is one line on stderr and exit code 1; a command that was typed wrongly is exit code 2.
 
@@ -9,6 +9,7 @@ transaction commits late), so the last :data:`WINDOW` numbers are looked at agai
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,9 +18,9 @@ from typing import Any
 
 import click
 from sqlalchemy import create_engine
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .broker import Broker
 from .config import Config
@@ -61,7 +62,8 @@ def _first_line(error: BaseException) -> str:
 def main() -> None:
     """Every committed SQLAlchemy change becomes an event.
 
-    URL is a database URL as SQLAlchemy takes it: postgresql+psycopg://user@host/database, sqlite:///app.db.
+    URL is a database URL as SQLAlchemy takes it: postgresql+psycopg://user@host/database, sqlite:///app.db. For
+    dead-letters and replay it may also be a transport's: redis://…, nats://….
     """
 
 
@@ -110,13 +112,25 @@ def _database(url: str) -> URL:
 @contextmanager
 def _broker(url: str, **options: Any) -> Iterator[Broker]:
     """A broker that captures nothing and runs nothing yet."""
-    target = _database(url)
-    is_async = target.get_dialect().is_async and target.get_driver_name() != "psycopg"
-    engine = create_async_engine(target) if is_async else create_engine(target)
+    engine = _engine(url)
+    if engine is None:
+        options["provider"] = url
     try:
         yield Broker(_config(**options), engine)
     finally:
-        getattr(engine, "sync_engine", engine).dispose()
+        if engine is not None:
+            getattr(engine, "sync_engine", engine).dispose()
+
+
+def _engine(url: str) -> Engine | AsyncEngine | None:
+    """None for the URL of a transport: what is asked is asked there, without a database."""
+    try:
+        target = _database(url)
+        dialect = target.get_dialect()
+    except NoSuchModuleError:
+        return None
+    is_async = dialect.is_async and target.get_driver_name() != "psycopg"
+    return create_async_engine(target) if is_async else create_engine(target)
 
 
 def _config(table_name: str | None, schema: str | None, config: str | None = None, provider: str | None = None) -> Config:
@@ -227,6 +241,32 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
     for row in texts:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@main.command()
+@_configured
+@click.argument("pattern", default="*")
+@click.option("--since", metavar="TIME", help="Begin with what was created then: 2026-01-31T12:00:00Z.")
+@click.option("--position", metavar="POSITION", help="Begin there: an event's seq in the log, or a transport's own position.")
+@click.option("--id", "event_id", metavar="UUID", help="Begin with this event.")
+@click.option("--subscription", metavar="NAME", help="Into this subscription alone. Without it: new deliveries, to everyone.")
+@click.option("--group", metavar="NAME", help="The group of the subscription (the configured one).")
+def replay(url: str, pattern: str, since: str | None, event_id: str | None, **options: Any) -> None:
+    """Deliver old events whose type matches PATTERN once more."""
+    into = {name: options.pop(name) for name in ("position", "subscription", "group")}
+    with _broker(url, **options) as broker:
+        count = broker.replay(pattern, since=_moment(since), id=event_id, **into)
+    click.echo(f"replayed: {count}")
+
+
+def _moment(text: str | None) -> dt.datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no time; write 2026-01-31T12:00:00Z", param_hint="--since") from None
+    return moment if moment.tzinfo else moment.astimezone()
 
 
 # Dead letters -------------------------------------------------------------------------------------------------------

@@ -39,6 +39,16 @@ def matches(pattern: str, event_type: str) -> bool:
     return bool(tree.match(event_type))
 
 
+def like(pattern: str) -> str:
+    r"""A LIKE pattern (escape character ``\``) for every type that ``pattern`` matches, and for some that it does not.
+
+    >>> print(like("public.order_*.delete"))
+    public.order\_%.delete
+    """
+    plain = re.sub(r"[\\%_]", lambda match: "\\" + match[0], pattern)
+    return re.sub(r"\[.*?\]|[*?]", "%", plain)
+
+
 class _Node(Generic[T]):
     __slots__ = ("any", "globs", "here", "text")
 

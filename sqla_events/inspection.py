@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import log
-from .errors import ConfigError
+from .deliveries import LogDeadLetters
 from .event import Event, Status
+from .filter import check_pattern
+from .provider import DeadLetter
 from .runtime import Runtime
 
 
@@ -58,28 +60,60 @@ async def stats(runtime: Runtime) -> Any:
 
 
 class DeadLetterDesk:
-    """The dead letters of a broker's provider, for whoever looks after them."""
+    """The dead letters of a broker, for whoever looks after them: what its subscriptions gave up on, at the provider, and
+    what a relay's transport refused, in the log (their ids begin with ``log:``).
+    """
 
     def __init__(self, ask: Callable[[Callable[[Runtime], Coroutine[Any, Any, Any]]], Any]) -> None:
         self._ask = ask
 
     def list(self, *, group: str | None = None, pattern: str = "*", limit: int = 100, after: str | None = None) -> Any:
         """Dead letters, oldest first; ``after`` is the id of the last one already seen."""
-        return self._ask(lambda runtime: _letters(runtime).list(group=group, pattern=pattern, limit=limit, after=after))
+        return self._ask(lambda runtime: _listed(runtime, limit, after, group=group, pattern=check_pattern(pattern)))
 
     def redrive(self, ids: Sequence[str] | None = None, *, group: str | None = None, pattern: str = "*") -> Any:
         """Deliver these (or every one of the group that matches) again, each to the subscription that gave up.
 
         Returns how many.
         """
-        return self._ask(lambda runtime: _letters(runtime).redrive(ids, group=group, pattern=pattern))
+        return self._ask(lambda runtime: _each(runtime, "redrive", ids, group, pattern))
 
     def discard(self, ids: Sequence[str] | None = None, *, group: str | None = None, pattern: str = "*") -> Any:
         """Forget these (or every one of the group that matches); returns how many."""
-        return self._ask(lambda runtime: _letters(runtime).discard(ids, group=group, pattern=pattern))
+        return self._ask(lambda runtime: _each(runtime, "discard", ids, group, pattern))
 
 
-def _letters(runtime: Runtime) -> Any:
-    if runtime.provider is None:
-        raise ConfigError("this broker has no provider yet; start it first")
-    return runtime.provider.dead_letters
+LOG = "log:"
+"""What the ids of dead letters begin with that are in the log while others are at the provider."""
+
+
+async def _desks(runtime: Runtime) -> dict[str, Any]:
+    """Where dead letters are, by what their ids begin with."""
+    provider = await runtime.the_provider()
+    if runtime.database is None or provider.features.log_is_transport:
+        return {"": provider.dead_letters}
+    return {LOG: LogDeadLetters(runtime.database, runtime.tables, runtime.ring), "": provider.dead_letters}
+
+
+async def _listed(runtime: Runtime, limit: int, after: str | None, **which: Any) -> Sequence[DeadLetter]:
+    """First those in the log, then the provider's."""
+    found: list[DeadLetter] = []
+    for prefix, desk in (await _desks(runtime)).items():
+        if after is not None and not after.startswith(prefix):
+            continue  # the page begins behind these
+        start, after = after and after.removeprefix(prefix), None
+        if limit > len(found):
+            page = await desk.list(limit=limit - len(found), after=start, **which)
+            found += [replace(one, id=prefix + one.id) for one in page]
+    return found
+
+
+async def _each(runtime: Runtime, act: str, ids: Sequence[str] | None, group: str | None, pattern: str) -> int:
+    check_pattern(pattern)
+    count, left = 0, None if ids is None else list(ids)
+    for prefix, desk in (await _desks(runtime)).items():
+        meant = None if left is None else [one.removeprefix(prefix) for one in left if one.startswith(prefix)]
+        left = None if left is None else [one for one in left if not one.startswith(prefix)]
+        if meant is None or meant:
+            count += await getattr(desk, act)(meant, group=group, pattern=pattern)
+    return count

@@ -40,6 +40,9 @@ Settled = Callable[[str, Event, BaseException | None], None]
 
 ELSEWHERE_SECONDS = 0.5
 
+OPEN_SECONDS = 10.0
+"""For which a question waits until the provider answers."""
+
 
 class Runtime:
     """Made and closed on one running loop; a broker that starts again makes another."""
@@ -64,6 +67,7 @@ class Runtime:
         self._groups = groups
         self._signals = signals
         self._doorbell = doorbell
+        self.ring = doorbell.ring
         self._on_settled = on_settled
         self._on_stored = on_stored
         self._awaited = awaited
@@ -80,7 +84,8 @@ class Runtime:
         self._consumers: dict[str, Consumer] = {}
         self._relays: dict[str, Relay] = {}
         self._destinations: dict[str, Provider] = {}
-        self._pack = packing(config.wire) or _unchanged
+        self.pack = packing(config.wire) or _unchanged
+        self.provider_name = config.provider
 
     # Life --------------------------------------------------------------------------------------------------------
 
@@ -117,13 +122,30 @@ class Runtime:
             raise ConfigError("this broker has no database to ask; make it with an engine")
         return self.database
 
+    async def the_provider(self) -> Provider:
+        """The provider, open; where nothing runs, it is opened for the one question.
+
+        :raises ProviderUnavailable: if it does not answer.
+        """
+        if self.provider is None:
+            raise ConfigError("this broker has no provider yet; start it first")
+        if self.writer is None and not self.ready.is_set():
+            await self.provider.open()
+            self.ready.set()
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                await self.ready.wait()
+        except TimeoutError:
+            raise ProviderUnavailable(f"provider {self.provider_name!r} does not answer yet") from None
+        return self.provider
+
     async def _store(self, events: Sequence[Event]) -> None:
         if self.database is not None:
             await self.database.run(log.append, self.tables, events)
         else:
             assert self.provider is not None
             await self.ready.wait()
-            await self.provider.publish(Batch([self._pack(message_of(event)) for event in events]))
+            await self.provider.publish(Batch([self.pack(message_of(event)) for event in events]))
         self._on_stored(events)
 
     def _context(self) -> ProviderContext:

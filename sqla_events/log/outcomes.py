@@ -23,6 +23,8 @@ class Outcomes:
         self._buried: set[Key] = set()
         self.redriven: set[Key] = set()
         """Dead letters that are in hand again."""
+        self._leaving: set[Key] = set()
+        """Those that are through, and whose rows still say otherwise."""
         for seq, subscriptions in known.items():
             self._retrying[seq] = {name for name, (status, _) in subscriptions.items() if status == RETRYING}
 
@@ -55,10 +57,20 @@ class Outcomes:
         """A dead letter was delivered again and acknowledged: it is none any more, unless it was buried again."""
         key = (seq, subscription)
         self.redriven.discard(key)
+        self._leaving.add(key)
         if key in self._buried:
             self._buried.remove(key)
         else:
             self._pending[key] = Trouble(seq, subscription, None)
+
+    def not_again(self) -> frozenset[Key]:
+        """Redriven dead letters that a read must not hand out, whatever their rows say."""
+        return frozenset(self.redriven | self._leaving)
+
+    def written(self, troubles: Iterable[Trouble]) -> None:
+        """These are in the database now."""
+        if self._leaving:
+            self._leaving -= {(one.seq, one.subscription) for one in troubles if one.status != REDRIVEN}
 
     def take(self) -> list[Trouble]:
         """What is to be written now."""

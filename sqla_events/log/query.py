@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..event import Event, Status, now
-from ..filter import matches
+from ..filter import like, matches
 from ..position import Position
 from ..schema import Tables
 from .reading import by_columns, events_of, select_rows
@@ -110,6 +110,8 @@ def list_events(connection: Connection, tables: Tables, wanted: Any, group: str)
 
 def _conditions(connection: Connection, e: sa.FromClause, wanted: Any) -> list[Any]:
     where = [e.c[name] == value for name in _EQUAL if (value := getattr(wanted, name)) is not None]
+    if wanted.pattern != "*":
+        where.append(e.c.type.like(like(wanted.pattern), escape="\\"))
     if wanted.user_id is not None:
         where.append(e.c.user_id == str(wanted.user_id))
     if wanted.since is not None:

@@ -156,14 +156,14 @@ class Reader:
     async def _read_redriven(self) -> list[LogDelivery]:
         """Dead letters that are redriven, and events that are replayed; a full page is followed by the next one at once."""
         self._redriven_at = time.monotonic() + REDRIVE_SECONDS
-        group, in_hand = self._settings.group, self._outcomes.redriven
+        besides = self._outcomes.not_again()
         limit = max(1, min(self._settings.batch_size, self._settings.prefetch - self._in_hand))
-        waiting = await self._held.run(redriven, self._tables, group, in_hand, limit)
+        waiting = await self._held.run(redriven, self._tables, self._settings.group, besides, limit)
         if not waiting:
             return []
         rows = await self._held.run(self._reading.by_seq, [one[0] for one in waiting])
         deliveries = [self._again(rows[one[0]], *one[1:]) for one in waiting if one[0] in rows]
-        in_hand.update((one.row.seq, one.only or "") for one in deliveries)
+        self._outcomes.redriven.update((one.row.seq, one.only or "") for one in deliveries)
         if deliveries and len(waiting) == limit:
             self._redriven_at = 0.0
         return deliveries
@@ -290,6 +290,7 @@ class Reader:
             self._dirty.set()
             raise
         self._ledger.committed(commit, horizon)
+        self._outcomes.written(troubles)
         self._started = now()
         self._committed_at = time.monotonic()
         self._valid_until = asked + self._settings.lease

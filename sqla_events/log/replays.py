@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 
 from ..errors import EventError
 from ..event import REPLAY, Event, now
+from ..filter import like
 from ..provider import Failure, Message
 from ..schema import Tables
 from .delivery import LogDelivery
@@ -95,14 +96,17 @@ def replay(connection: Connection, tables: Tables, wanted: Sequence[Replay]) -> 
 
 
 class Span(msgspec.Struct, frozen=True):
-    """What a history is to give: seqs from ``first`` to ``last``, created at or after ``since``."""
+    """What a history is to give: seqs from ``first`` to ``last``, created at or after ``since``, types that may match."""
 
     first: int
     last: int
     since: dt.datetime | None
+    pattern: str
 
 
-def span(connection: Connection, tables: Tables, since: dt.datetime | None, position: str | None) -> Span:
+def span(
+    connection: Connection, tables: Tables, since: dt.datetime | None, position: str | None, pattern: str
+) -> Span:
     """From a time, or from a seq, to what is newest now.
 
     :raises EventError: for a position that is no seq.
@@ -114,7 +118,7 @@ def span(connection: Connection, tables: Tables, since: dt.datetime | None, posi
         first = int(position)
     elif since is not None:  # clocks of different machines differ a little: begin before, and look at the time as well
         first = seq_at(connection, tables, since - IN_SLACKS[-1])
-    return Span(first, newest(connection, tables), since)
+    return Span(first, newest(connection, tables), since, pattern)
 
 
 def page(connection: Connection, tables: Tables, wanted: Span, limit: int) -> list[Message]:
@@ -123,4 +127,6 @@ def page(connection: Connection, tables: Tables, wanted: Span, limit: int) -> li
     where = [e.c.seq >= wanted.first, e.c.seq <= wanted.last]
     if wanted.since is not None:
         where.append(e.c.created_at >= as_stored(connection, wanted.since))
+    if wanted.pattern != "*":
+        where.append(e.c.type.like(like(wanted.pattern), escape="\\"))
     return [row.to_message() for row in select_rows(connection, tables, where, limit)]

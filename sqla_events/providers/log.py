@@ -98,19 +98,23 @@ class LogProvider:
 
 
 async def log_history(
-    database: Database, tables: Tables, since: dt.datetime | None = None, position: str | None = None
+    database: Database,
+    tables: Tables,
+    since: dt.datetime | None = None,
+    position: str | None = None,
+    pattern: str = "*",
 ) -> AsyncGenerator[Sequence[Message], None]:
-    """What the log holds, page by page, up to what is newest now.
+    """What the log holds, page by page, up to what is newest now; also some that the pattern does not match.
 
     :raises EventError: for a position that is no seq.
     """
-    wanted: Span | None = await database.run(replays.span, tables, since, position)
+    wanted: Span | None = await database.run(replays.span, tables, since, position, pattern)
     while wanted is not None:
         messages = await database.run(replays.page, tables, wanted, PAGE)
         if messages:
             yield messages
         last = messages[-1].seq if len(messages) == PAGE else None
-        wanted = None if last is None else Span(last + 1, wanted.last, wanted.since)
+        wanted = None if last is None else Span(last + 1, wanted.last, wanted.since, pattern)
 
 
 def _publish(connection: Connection, tables: Tables, events: Sequence[Event], again: Sequence[replays.Replay]) -> None:

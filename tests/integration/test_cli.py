@@ -181,6 +181,30 @@ def test_status_and_dead_letters(engine: sa.Engine, database_url: str) -> None:
     assert "not the id" in failure("dead-letters", "redrive", database_url, "nonsense")
 
 
+def test_replay_into_a_subscription(engine: sa.Engine, database_url: str) -> None:
+    """By pattern and beginning; a broker that starts later delivers it, marked."""
+    inbox = Inbox()
+    broker = install_crud_hooks(engine, POLICY)
+    broker.subscribe("*", handler=inbox, name="mailer")
+    broker.start()
+    add(engine, 1, 2, 3)
+    inbox.wait(3)
+    broker.stop()
+    arguments = ("replay", database_url, "*.users.*", "--subscription", "mailer")
+    assert output(*arguments, "--position", str(inbox.events[1].seq)) == "replayed: 2\n"
+    assert output(*arguments, "--since", "2999-01-01T00:00:00") == "replayed: 0\n"
+    assert output(*arguments, "--id", str(inbox.events[0].id)) == "replayed: 3\n"
+    assert output("replay", database_url, "--position", "999") == "replayed: 0\n"
+    assert "one beginning" in failure(*arguments, "--position", "1", "--id", str(inbox.events[0].id))
+    assert "there is no event" in failure(*arguments, "--id", "00000000-0000-7000-8000-000000000000")
+    assert "is no time" in cli(*arguments, "--since", "yesterday").stderr
+    broker.start()
+    inbox.wait(6)
+    broker.stop()
+    broker.uninstall()
+    assert sorted(event.key or "" for event in inbox.events if event.is_replay) == ["1", "2", "3"]
+
+
 def test_all_dead_letters_only_when_asked_for(database_url: str) -> None:
     """Neither ids nor --all, or both: a usage error, nothing happens."""
     for arguments in ((), ("1/g/s", "--all")):

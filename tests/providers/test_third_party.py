@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from sqla_events import Config, ConfigError
 from sqla_events.broker import Broker
+from sqla_events.cli import main
 from sqla_events.signals import Fact, Unavailable
 from sqla_events.testing import ProviderConformance, Transport, configured
 from tests.integration.shop import Inbox, eventually
@@ -57,6 +59,29 @@ def test_a_broker_runs_on_it(installed: None, tmp_path: Path) -> None:
     (event,) = inbox.wait(1)
     broker.stop()
     assert (event.type, event.payload, event.key) == ("shop.mail.sent", {"to": "Ann"}, "1")
+
+
+def test_its_dead_letters_and_replays_need_no_database(installed: None, tmp_path: Path) -> None:
+    """The command line asks the transport itself; a handler gets its events once more."""
+    url, broken = f"queue:///{tmp_path}/queue.db", [ValueError("no")]
+    inbox = Inbox(fail=lambda event: broken[0] if broken else None)
+    broker = Broker(Config.load(url, retry_policy={"max_retries": 0}))
+    broker.subscribe("*", handler=inbox, name="mailer")
+    broker.start()
+    broker.publish("shop.mail.sent", 1).result(20)
+    eventually(broker.dead_letters.list)
+    broken.clear()
+    letter = CliRunner().invoke(main, ["dead-letters", "list", url]).stdout.splitlines()[1].split()
+    assert letter[:4] == ["1", "default", "mailer", "shop.mail.sent"]
+    assert CliRunner().invoke(main, ["dead-letters", "redrive", url, "1"]).stdout == "redriven: 1\n"
+    inbox.wait(1)
+    assert CliRunner().invoke(main, ["replay", url, "shop.*.*", "--subscription", "mailer"]).stdout == "replayed: 1\n"
+    inbox.wait(2)
+    assert CliRunner().invoke(main, ["replay", url]).stdout == "replayed: 1\n"
+    inbox.wait(3)
+    broker.stop()
+    assert [event.is_replay for event in inbox.events] == [False, True, True]
+    assert len({event.id for event in inbox.events}) == 1
 
 
 def test_a_transport_that_is_not_there_yet_is_waited_for(installed: None, tmp_path: Path) -> None:
