@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -246,7 +246,7 @@ class Broker:
 
     # Publish -----------------------------------------------------------------------------------------------------
 
-    def publish(self, event: Event | str, payload: Any = None, *, session: Any = None, **fields: Any) -> Receipt:
+    def publish(self, event: Event | str, payload: Any = None, *, session: Any = None, **fields: Any) -> Receipt[Event]:
         """Publish one event: as :meth:`publish_sync` in mode ``sync``, as :meth:`publish_async` in mode ``async``.
 
         :param event: an Event, or a type; with a type, ``payload`` and ``fields`` are the event's.
@@ -259,14 +259,23 @@ class Broker:
             return self.publish_sync(event, payload, **fields)
         return self.publish_async(event, payload, session=session, **fields)
 
-    def publish_async(self, event: Event | str, payload: Any = None, *, session: Any = None, **fields: Any) -> Receipt:
+    def publish_async(self, event: Event | str, payload: Any = None, *, session: Any = None, **fields: Any) -> Receipt[Event]:
         """Publish without waiting; the receipt is done when the event is stored durably (with ``session``: written in it).
 
         :raises ProviderUnavailable: (from the receipt) if it could not be stored.
         """
         return self._publisher.publish(self._publisher.make(event, payload, fields), session)
 
-    def publish_sync(self, event: Event | str, payload: Any = None, **fields: Any) -> Receipt:
+    def publish_many(self, events: Iterable[Event], *, session: Any = None) -> Receipt[list[Event]]:
+        """Publish events together: in the log all or none, in this order, with one statement; without waiting for handlers.
+
+        :param session: as of :meth:`publish`.
+        :returns: one receipt for all; its result is the list of events.
+        :raises EventError: for one that is not valid; none is published.
+        """
+        return self._publisher.publish([self._publisher.make(event, None, {}) for event in events], session)
+
+    def publish_sync(self, event: Event | str, payload: Any = None, **fields: Any) -> Receipt[Event]:
         """Publish and wait until every subscription of this broker's groups is through with it.
 
         In a coroutine, await the receipt; elsewhere the call itself blocks.

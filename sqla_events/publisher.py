@@ -18,7 +18,7 @@ from .capture import Capture
 from .config import Config
 from .errors import ConfigError
 from .event import Event
-from .publishing import Receipt, Waiters, filled, make_event
+from .publishing import P, Receipt, Waiters, filled, make_event
 from .runtime import Runtime
 from .schema import Tables
 from .signals import Published, Signals, logger
@@ -63,22 +63,24 @@ class Publisher:
 
     # Three places ------------------------------------------------------------------------------------------------
 
-    def publish(self, event: Event, session: Any = None) -> Receipt:
-        """Into the session's transaction, or on its own where there is none."""
+    def publish(self, event: P, session: Any = None) -> Receipt[P]:
+        """Into the session's transaction, or on its own where there is none; a list as one."""
+        events = [event] if isinstance(event, Event) else event
         if session is None:
-            return Receipt(event, self._alone(event))
+            return Receipt(event, self._alone(events))
         if isinstance(session, (AsyncSession, AsyncConnection)):
-            return Receipt(event, lambda: session.run_sync(self._inside, event))
-        self._inside(session, event)
+            return Receipt(event, lambda: session.run_sync(self._inside, events))
+        self._inside(session, events)
         return Receipt(event)
 
-    def _inside(self, session: Session | scoped_session[Session] | Connection, event: Event) -> None:
+    def _inside(self, session: Session | scoped_session[Session] | Connection, events: Sequence[Event]) -> None:
         connection = session if isinstance(session, Connection) else self._connection_of(session)
         capture = self._captured_by()
         if capture is not None:
             capture.drain(connection)
-            capture.note(connection, event.id, event.type)
-        log.append(connection, self._tables, [event])
+            for event in events:
+                capture.note(connection, event.id, event.type)
+        log.append(connection, self._tables, events)
 
     def _connection_of(self, session: Session | scoped_session[Session]) -> Connection:
         if not isinstance(session, (Session, scoped_session)):
@@ -91,17 +93,17 @@ class Publisher:
         engine = self._engine.sync_engine if isinstance(self._engine, AsyncEngine) else self._engine
         return session.connection(bind_arguments={"bind": engine})
 
-    def _alone(self, event: Event) -> Future[None]:
+    def _alone(self, events: Sequence[Event]) -> Future[None]:
         runtime = self._runtime()
         if runtime is not None and runtime.writer is not None:
-            return runtime.writer.put(event)
+            return runtime.writer.put(events)
         if not isinstance(self._engine, Engine):
             raise ConfigError(
                 "publishing without session= needs a running broker here; call start(), or use 'async with broker', or give session="
             )
         with self._engine.begin() as connection:
-            log.append(connection, self._tables, [event])
-        self.stored([event])
+            log.append(connection, self._tables, events)
+        self.stored(events)
         done: Future[None] = Future()
         done.set_result(None)
         return done
@@ -114,7 +116,7 @@ class Publisher:
 
     # Waiting for handlers ----------------------------------------------------------------------------------------
 
-    def publish_and_wait(self, event: Event) -> Receipt:
+    def publish_and_wait(self, event: Event) -> Receipt[Event]:
         """Publish on its own and wait until this broker's groups are through with it."""
         runtime = self._runtime()
         if runtime is None or runtime.writer is None:
@@ -122,7 +124,7 @@ class Publisher:
                 "publish_sync waits for handlers, and this broker does not run; call start() or use 'async with broker'"
             )
         handled = self._waiters.expect(self._interested(event.id, event.type))
-        stored = runtime.writer.put(event)
+        stored = runtime.writer.put([event])
         outcome = _both(stored, handled)
         outcome.add_done_callback(lambda _: self._waiters.forget(handled))
         if not in_coroutine():

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -22,14 +22,18 @@ Sink = Callable[[Sequence[Event]], Awaitable[None]]
 """Stores events durably, all or none."""
 
 
-class Receipt:
-    """What publishing returns: the event, and when it is stored (or handled). Await it, or ask ``result``."""
+P = TypeVar("P", Event, list[Event])
 
-    def __init__(self, event: Event, outcome: Future[None] | Callable[[], Awaitable[None]] | None = None) -> None:
-        self.event = event
+
+class Receipt(Generic[P]):
+    """What publishing returns: what was published, and when it is stored (or handled). Await it, or ask ``result``."""
+
+    def __init__(self, event: P, outcome: Future[None] | Callable[[], Awaitable[None]] | None = None) -> None:
+        self.event: P = event
+        """The event; of ``publish_many`` the list of events."""
         self._outcome = outcome
 
-    def result(self, timeout: float | None = None) -> Event:
+    def result(self, timeout: float | None = None) -> P:
         """Block until done, at most ``timeout`` seconds, and return the event; raises what went wrong.
 
         :raises EventError: if the session it was published in is asynchronous: await the receipt instead.
@@ -37,14 +41,18 @@ class Receipt:
         if isinstance(self._outcome, Future):
             self._outcome.result(timeout)
         elif self._outcome is not None:
-            raise EventError(f"event {self.event.id} was published in an async session; await what publish() returned")
+            raise EventError(f"{self._named} was published in an async session; await what publish() returned")
         return self.event
 
-    def __await__(self) -> Generator[Any, Any, Event]:
+    @property
+    def _named(self) -> str:
+        return f"event {self.event.id}" if isinstance(self.event, Event) else f"a batch of {len(self.event)} events"
+
+    def __await__(self) -> Generator[Any, Any, P]:
         """Wait on the running loop; gives the event."""
         return self._awaited().__await__()
 
-    async def _awaited(self) -> Event:
+    async def _awaited(self) -> P:
         outcome, self._outcome = self._outcome, None
         if isinstance(outcome, Future):
             await asyncio.wrap_future(outcome)
@@ -57,7 +65,7 @@ class Receipt:
             import warnings
 
             warnings.warn(
-                f"event {self.event.id} was never published: await broker.publish(..., session=…)",
+                f"{self._named} was never published: await what publish(…, session=…) returned",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -70,26 +78,29 @@ class Writer:
         self._sink = sink
         self._limit = limit
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[Event, Future[None]]] = []
+        self._waiting: list[tuple[Sequence[Event], Future[None]]] = []
+        self._count = 0
         self._lock = Lock()
         self._some = asyncio.Event()
         self._closed = False
         self._task = asyncio.create_task(self._work(), name="sqla-events-writer")
 
-    def put(self, event: Event) -> Future[None]:
-        """Have an event stored; the future is done when it is.
+    def put(self, events: Sequence[Event]) -> Future[None]:
+        """Have events stored, together; the future is done when they are.
 
-        :raises ProviderUnavailable: if ``limit`` events are waiting already, or the broker is stopping.
+        :raises ProviderUnavailable: if others wait and these would make them more than ``limit``, or the broker is
+            stopping.
         """
         stored: Future[None] = Future()
         with self._lock:
             if self._closed:
-                raise ProviderUnavailable(f"event {event.id} was not published: the broker is stopping")
-            if len(self._waiting) >= self._limit:
+                raise ProviderUnavailable(f"{_named(events)} not published: the broker is stopping")
+            if self._waiting and self._count + len(events) > self._limit:
                 raise ProviderUnavailable(
-                    f"event {event.id} was not published: {self._limit} events wait to be stored (buffer_size); try again later"
+                    f"{_named(events)} not published: {self._count} events wait to be stored (buffer_size); try again later"
                 )
-            self._waiting.append((event, stored))
+            self._waiting.append((events, stored))
+            self._count += len(events)
         self._loop.call_soon_threadsafe(self._some.set)
         return stored
 
@@ -98,13 +109,13 @@ class Writer:
             await self._some.wait()
             self._some.clear()
             with self._lock:
-                batch, self._waiting = self._waiting, []
+                batch, self._waiting, self._count = self._waiting, [], 0
             if batch:
                 await self._store(batch)
 
-    async def _store(self, batch: list[tuple[Event, Future[None]]]) -> None:
+    async def _store(self, batch: list[tuple[Sequence[Event], Future[None]]]) -> None:
         try:
-            await self._sink([event for event, _ in batch])
+            await self._sink([event for events, _ in batch for event in events])
         except Exception as error:
             if len(batch) > 1:  # one bad event must not fail its neighbours
                 for one in batch:
@@ -123,8 +134,12 @@ class Writer:
         await asyncio.wait({self._task}, timeout=seconds)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        for event, stored in self._waiting:
-            stored.set_exception(ProviderUnavailable(f"event {event.id} was not published: the broker stopped"))
+        for events, stored in self._waiting:
+            stored.set_exception(ProviderUnavailable(f"{_named(events)} not published: the broker stopped"))
+
+
+def _named(events: Sequence[Event]) -> str:
+    return f"event {events[0].id} was" if len(events) == 1 else f"{len(events)} events were"
 
 
 Wanted = tuple[uuid.UUID, str]

@@ -358,3 +358,40 @@ async def test_mode_sync_in_an_asyncio_application(database_url: str, async_url:
             assert seen[-1] == str(number)
     broker.uninstall()
     await engine.dispose()
+
+
+def test_publishing_many_at_once(app: App) -> None:
+    """In order, all or none: alone, in a session, and with one that cannot be stored; nothing of nothing."""
+    broker, inbox = app.hook(), Inbox()
+    broker.subscribe("shop.*.*", handler=inbox)
+    many = [Event(type="shop.mail.sent", payload=number, key="1") for number in range(700)]
+    assert broker.publish_many(many[:200]).result(20)[0].instance_id == broker.config.instance_id
+    broker.start()
+    with Session(app.engine) as session:
+        broker.publish_many([Event(type="shop.mail.lost"), Event(type="shop.mail.lost")], session=session)
+        session.rollback()
+        assert [one.id for one in broker.publish_many(many[200:400], session=session).event] == [one.id for one in many[200:400]]
+        session.commit()
+    with event_context(user_id=7):
+        broker.publish_many(one for one in many[400:]).result(20)
+    assert broker.publish_many([]).result(20) == []
+    with pytest.raises(EventError, match="no JSON form"):
+        broker.publish_many([Event(type="shop.mail.lost"), Event(type="shop.mail.lost", payload=object())]).result(20)
+    events = inbox.wait(700)
+    broker.stop()
+    assert [event.payload for event in events] == list(range(700))
+    assert [event.user_id for event in events] == [None] * 400 + [7] * 300
+
+
+async def test_publishing_many_in_an_async_session(database_url: str, async_url: Callable[[str], str]) -> None:
+    """Awaited, in the session's transaction; one that nobody awaited is told."""
+    engine = create_async_engine(async_url(database_url))
+    broker = install_crud_hooks(engine, {})
+    async with AsyncSession(engine) as session:
+        await broker.publish_many([Event(type="a.b.c"), Event(type="a.b.d")], session=session)
+        await session.commit()
+    assert [event.type for event in await broker.list()] == ["a.b.c", "a.b.d"]
+    with pytest.warns(RuntimeWarning, match="a batch of 1 events was never published"):
+        broker.publish_many([Event(type="a.b.c")], session=session)
+    broker.uninstall()
+    await engine.dispose()
