@@ -165,7 +165,7 @@ def migrate(url: str, table_name: str | None, schema: str | None, downgrade: boo
 def relay(url: str, **options: Any) -> None:
     """Carry events from the log to Redis or NATS until SIGINT or SIGTERM.
 
-    Run as many as you like: one works, the others stand by.
+    Run as many as you like: as many work as the setting `partitions` says, the others stand by.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _broker(url, **options) as broker:

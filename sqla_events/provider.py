@@ -81,8 +81,9 @@ class Batch(msgspec.Struct, frozen=True):
     commit once the batch is published. A provider with ``Features.idempotent_publish`` stores it together with the
     messages, under group, partition and ``partitions``, and refuses an older epoch, so that a relay killed between
     publish and commit publishes nothing twice. ``partitions`` belongs to the name because partition 1 of 2 and
-    partition 1 of 3 have different events: a position of the one must never be read as one of the other. Epochs of a
-    group also grow when their number changes.
+    partition 1 of 3 have different events: a position of the one must never be read as one of the other. When their
+    number changes, every epoch of the group is higher than all before: a batch of another number is a zombie's unless
+    its epoch is higher than all that were seen.
     """
 
     messages: Sequence[Message]
@@ -312,6 +313,9 @@ class PositionKeeper(Protocol):
         From now on nothing of an older epoch is stored; messages of the log (those with a ``seq``) that the kept
         position covers are not stored again, and every batch's position is joined to it. With ``replace``, the position
         of ``lease`` takes its place first. Called when an epoch begins, and now and then while there is nothing to publish.
+
+        Positions of the same group for another number of partitions are void: the transport forgets them, and of each
+        partition of the new number it takes the position that its first call names as the one that it keeps.
 
         :raises ProviderUnavailable: if the transport does not answer.
         :raises LeaseLost: as for ``publish``.

@@ -14,15 +14,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import msgspec
 
 from .bridge import Database, Doorbell
-from .errors import ProviderUnavailable, PublishRejected
+from .errors import LeaseLost, ProviderUnavailable, PublishRejected
 from .log.delivery import LogDelivery
 from .log.reader import Reader, leased
 from .log.settings import ReaderSettings
+from .log.spread import Spread, spread
 from .position import Position
 from .provider import Batch, Failure, Kept, Message, PositionKeeper, Provider
 from .retry import until_available
@@ -68,6 +71,7 @@ class Relay:
         signals: Signals,
         doorbell: Doorbell,
         pack: Pack | None = None,
+        group: Spread | None = None,
     ) -> None:
         self._database = database
         self._tables = tables
@@ -76,6 +80,7 @@ class Relay:
         self._signals = signals
         self._doorbell = doorbell
         self._pack = pack
+        self._group = group
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -83,7 +88,7 @@ class Relay:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Wait for the lease, then relay until :meth:`stop`.
+        """Wait for the lease, then relay until :meth:`stop`, or until another process has the lease for its share.
 
         :raises LeaseLost: when another relay has the lease.
         """
@@ -104,7 +109,9 @@ class Relay:
     _reading = False
 
     async def _run(self) -> None:
-        async with leased(self._database, self._tables, self._settings, self._signals, self._doorbell) as reader:
+        async with leased(
+            self._database, self._tables, self._settings, self._signals, self._doorbell, group=self._group
+        ) as reader:
             self._reading = True
             try:
                 await self._relay(reader)
@@ -136,7 +143,9 @@ class Relay:
                 await self._look(reader)
         finally:
             stopping.cancel()
-        return None if self._stopping.is_set() else coming.result()
+        if self._stopping.is_set() or isinstance(coming.exception(), StopAsyncIteration):
+            return None
+        return coming.result()
 
     # What the transport has --------------------------------------------------------------------------------------
 
@@ -246,3 +255,46 @@ async def _ended(
     coming.cancel()
     await asyncio.gather(coming, return_exceptions=True)
     await stream.aclose()
+
+
+class Relays:
+    """Publishes the log to one provider: a :class:`Relay` for each partition that this process has the lease of."""
+
+    def __init__(
+        self,
+        database: Database,
+        tables: Tables,
+        provider: Provider,
+        settings: ReaderSettings,
+        signals: Signals,
+        doorbell: Doorbell,
+        pack: Pack | None = None,
+    ) -> None:
+        self._about = (database, tables, settings, signals)
+        self._make = partial(Relay, database, tables, provider, signals=signals, doorbell=doorbell, pack=pack)
+        self._settings = settings
+        self._working: dict[int, Relay] = {}
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End each partition as :meth:`Relay.stop` does."""
+        self._stopping = True
+        for relay in self._working.values():
+            relay.stop()
+
+    async def run(self) -> None:
+        """Relay until :meth:`stop`."""
+        try:
+            async with spread(*self._about) as group, asyncio.TaskGroup() as tasks:
+                for number in range(self._settings.partitions):
+                    tasks.create_task(self._partition(group, number))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+
+    async def _partition(self, group: Spread, number: int) -> None:
+        while not self._stopping:
+            relay = self._working[number] = self._make(replace(self._settings, partition=number), group=group)
+            try:
+                await relay.run()
+            except LeaseLost as error:
+                logger.warning("%s; waiting for the lease", error)

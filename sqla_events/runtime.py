@@ -26,7 +26,7 @@ from .provider import Batch, Message, Provider, ProviderContext
 from .providers import load
 from .providers.log import reader_settings
 from .publishing import Writer
-from .relay import Relay
+from .relay import Relays
 from .retry import FOREVER, until_available
 from .schema import Tables
 from .signals import Signals, Unavailable, logger
@@ -82,7 +82,7 @@ class Runtime:
         self._stopping = asyncio.Event()
         self._parts: dict[str, asyncio.Task[None]] = {}
         self._consumers: dict[str, Consumer] = {}
-        self._relays: dict[str, Relay] = {}
+        self._relays: dict[str, Relays] = {}
         self._destinations: dict[str, Provider] = {}
         self.pack = packing(config.wire) or _unchanged
         self.provider_name = config.provider
@@ -261,8 +261,8 @@ class Runtime:
 
     async def _run_relay(self, name: str, config: Config, provider: Provider) -> None:
         assert self.database is not None
-        settings = reader_settings(config, f"relay:{name}", self._name, 0, 1, 4 * config.batch_size)
-        relay = Relay(
+        settings = reader_settings(config, f"relay:{name}", self._name, 4 * config.batch_size)
+        relay = Relays(
             self.database, self.tables, provider, settings, self._signals, self._doorbell, packing(config.wire)
         )
         self._relays[name] = relay

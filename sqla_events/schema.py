@@ -33,7 +33,7 @@ from sqlalchemy.types import UserDefinedType
 
 from .errors import ConfigError
 
-REVISION = "0001"
+REVISION = "0002"
 """The migration that this version of the library needs; the database tells its own in ``Names.version``."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
@@ -128,8 +128,9 @@ class Tables:
     def events(self) -> Table:
         """The log. ``seq`` on PostgreSQL first forces the transaction id, then takes the next number (see log.py).
 
-        ``key`` is the primary key as text; ``types`` is the sidecar of encoding.py; ``id`` has no index: positions and
-        retention go by ``seq``, and a look-up by id narrows ``seq`` by ``created_at``, which a version 7 id carries.
+        ``key`` is the primary key as text; ``types`` is the sidecar of encoding.py; ``id`` has no B-tree:
+        positions and retention go by ``seq``, and a look-up by id narrows ``seq`` by ``created_at``, which a version 7
+        id carries.
         """
         return Table(
             self.names.events,
@@ -157,6 +158,7 @@ class Tables:
         """Who has read what: everything up to ``high`` except ``gaps`` (JSON list of [first, last]).
 
         The lease is part of the row: ``owner`` holds it until ``lease_expires``; ``epoch`` grows with every owner.
+        ``claimant`` asks for it, until ``claim_expires``: a process that has fewer of the group's partitions.
         """
         return Table(
             self.names.positions,
@@ -170,6 +172,8 @@ class Tables:
             Column("lease_expires", _Time),
             Column("epoch", BigInteger, nullable=False, server_default="0"),
             Column("updated_at", _Time),
+            Column("claimant", Text),
+            Column("claim_expires", _Time),
             PrimaryKeyConstraint("group", "partition"),
         )
 

@@ -1,4 +1,4 @@
-"""Positions and their leases: one row for each group and partition, one UPDATE to take, renew, commit or release it.
+"""Positions and their leases: one row for each group and partition, one UPDATE to take, claim, commit or release it.
 
 Leases are rows, not advisory locks: they work through a transaction pooler and on SQLite. ``epoch`` grows whenever the
 owner changes, and every write names it: a process that was paused for longer than its lease changes nothing when it wakes
@@ -16,11 +16,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ..errors import ConfigError, LeaseLost
+from ..errors import LeaseLost
 from ..position import Position, Ranges, to_text
 from ..schema import Tables
 from .settings import ReaderSettings
-from .troubles import Trouble, insert_into, write_troubles
+from .troubles import Trouble, write_troubles
 
 
 @dataclass(frozen=True)
@@ -55,59 +55,88 @@ def begin_writing(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def acquire(connection: Connection, tables: Tables, settings: ReaderSettings) -> Lease | None:
-    """Take the lease if it is free, has expired or is ours; None: somebody else holds it.
+@dataclass(frozen=True)
+class Seat:
+    """One partition of a group as everybody sees it."""
 
-    :raises ConfigError: if the group is split into another number of partitions.
-    """
-    table, here = tables.positions, _this(tables.positions, settings.group, settings.partition)
-    free = sa.or_(table.c.owner.is_(None), table.c.owner == settings.owner, table.c.lease_expires <= _now(connection))
+    partition: int
+    partitions: int
+    owner: str | None
+    """None: the lease is free, or has expired."""
+    claimant: str | None
+    """Who asks its owner for it."""
+
+
+def survey(connection: Connection, tables: Tables, group: str) -> list[Seat]:
+    """The partitions of a group that there are."""
+    t, now = tables.positions, clock(connection)
+    owner = sa.case((t.c.lease_expires > now, t.c.owner))
+    claimant = sa.case((t.c.claim_expires > now, t.c.claimant))
+    query = sa.select(t.c.partition, t.c.partitions, owner, claimant).where(t.c.group == group).order_by(t.c.partition)
+    return [Seat(*row) for row in connection.execute(query)]
+
+
+def acquire(connection: Connection, tables: Tables, settings: ReaderSettings) -> Lease | None:
+    """Take the lease if it is free, has expired or is ours, and nobody else was promised it; None: it is not to be had."""
+    t, now = tables.positions, clock(connection)
+    free = sa.or_(t.c.owner.is_(None), t.c.owner == settings.owner, t.c.lease_expires <= now)
+    unclaimed = sa.or_(t.c.claimant.is_(None), t.c.claimant == settings.owner, t.c.claim_expires <= now)
     begin_writing(connection)
-    row = connection.execute(sa.select(table.c.partitions, free.label("free")).where(*here)).one_or_none()
-    if row is None:
-        _create(connection, tables, settings)
-    elif row.partitions != settings.partitions:
-        raise _wrong_partitions(settings, row.partitions)
-    elif not row.free:
-        return None
     taken = connection.execute(
-        sa.update(table)
-        .where(*here, free)
-        .values(owner=settings.owner, epoch=table.c.epoch + 1, lease_expires=_now(connection, settings.lease))
-        .returning(table.c.epoch, table.c.high, table.c.gaps, table.c.partitions)
+        sa.update(t)
+        .where(
+            *this_partition(t, settings.group, settings.partition), t.c.partitions == settings.partitions, free, unclaimed
+        )
+        .values(
+            owner=settings.owner,
+            epoch=t.c.epoch + 1,
+            lease_expires=clock(connection, settings.lease),
+            claimant=None,
+            claim_expires=None,
+        )
+        .returning(t.c.epoch, t.c.high, t.c.gaps)
     ).one_or_none()
     if taken is None:
         return None
-    if taken.partitions != settings.partitions:
-        raise _wrong_partitions(settings, taken.partitions)
-    return Lease(
-        settings.group, settings.partition, settings.owner, taken.epoch, Position.parse(taken.high, taken.gaps)
+    position = Position.parse(taken.high, taken.gaps)
+    return Lease(settings.group, settings.partition, settings.owner, taken.epoch, position)
+
+
+def claim(connection: Connection, tables: Tables, settings: ReaderSettings) -> None:
+    """Ask the owner of a partition to give it up to us; the claim holds for as long as a lease."""
+    t, now = tables.positions, clock(connection)
+    begin_writing(connection)
+    connection.execute(
+        sa.update(t)
+        .where(
+            *this_partition(t, settings.group, settings.partition),
+            t.c.partitions == settings.partitions,
+            sa.or_(t.c.claimant.is_(None), t.c.claim_expires <= now),
+        )
+        .values(claimant=settings.owner, claim_expires=clock(connection, settings.lease))
     )
 
 
-def _wrong_partitions(settings: ReaderSettings, found: int) -> ConfigError:
-    return ConfigError(
-        f"group {settings.group!r} has {found} partitions and the setting 'partitions' is {settings.partitions}; "
-        "changing it is an operation of its own: see docs/operations.md"
-    )
+def withdraw(connection: Connection, tables: Tables, settings: ReaderSettings) -> None:
+    """Forget our claims on the group's partitions."""
+    t = tables.positions
+    begin_writing(connection)
+    ours = (t.c.group == settings.group, t.c.claimant == settings.owner)
+    connection.execute(sa.update(t).where(*ours).values(claimant=None, claim_expires=None))
 
 
-def _create(connection: Connection, tables: Tables, settings: ReaderSettings) -> None:
-    start: Any = settings.start or 0
-    if start < 0:
-        start = sa.select(sa.func.coalesce(sa.func.max(tables.events.c.seq), 0)).scalar_subquery()
-    insert = insert_into(connection, tables.positions).values(
-        group=settings.group,
-        partition=settings.partition,
-        partitions=settings.partitions,
-        high=start,
-        updated_at=_now(connection),
-    )
-    connection.execute(insert.on_conflict_do_nothing())
+@dataclass(frozen=True)
+class Committed:
+    """What the database says to a commit."""
+
+    horizon: int | None
+    """The transaction's id; None on SQLite."""
+    claimed: bool
+    """Whether somebody asks for this partition."""
 
 
-def commit(connection: Connection, tables: Tables, lease: Lease, progress: Progress, seconds: float) -> int | None:
-    """Write the position and what belongs to it, renew the lease, and return this transaction's id (None on SQLite).
+def commit(connection: Connection, tables: Tables, lease: Lease, progress: Progress, seconds: float) -> Committed:
+    """Write the position and what belongs to it, and renew the lease.
 
     :raises LeaseLost: if the lease has another owner, or the log is not the one that was read; nothing is written.
     """
@@ -116,23 +145,23 @@ def commit(connection: Connection, tables: Tables, lease: Lease, progress: Progr
     update = (
         sa.update(table)
         .where(
-            *_this(table, lease.group, lease.partition),
+            *this_partition(table, lease.group, lease.partition),
             table.c.epoch == lease.epoch,
             *_same_log(tables, progress.highs, progress.last),
         )
         .values(
             high=progress.position.high,
             gaps=progress.position.gaps_text,
-            lease_expires=_now(connection, seconds),
-            updated_at=_now(connection),
+            lease_expires=clock(connection, seconds),
+            updated_at=clock(connection),
         )
     )
-    horizon = _one(connection, update, lease)
+    committed = _one(connection, update.returning(table.c.claim_expires > clock(connection)), lease)
     if progress.started_at is not None:
         _batch(connection, tables, lease, progress)
     if progress.troubles:
         write_troubles(connection, tables, lease.group, progress.troubles)
-    return horizon
+    return committed
 
 
 def _same_log(tables: Tables, highs: Sequence[int], last: tuple[int, str] | None) -> list[sa.ColumnElement[bool]]:
@@ -173,24 +202,23 @@ def rewind(connection: Connection, tables: Tables, lease: Lease, position: Posit
     """
     table = tables.positions
     begin_writing(connection)
-    update = sa.update(table).where(*_this(table, lease.group, lease.partition), table.c.epoch == lease.epoch)
-    back = {"high": position.high, "gaps": position.gaps_text, "updated_at": _now(connection)}
-    _one(connection, update.values(back | {"epoch": table.c.epoch + 1, "owner": None, "lease_expires": None}), lease)
+    update = sa.update(table).where(*this_partition(table, lease.group, lease.partition), table.c.epoch == lease.epoch)
+    back = {"high": position.high, "gaps": position.gaps_text, "updated_at": clock(connection)}
+    update = update.values(back | {"epoch": table.c.epoch + 1, "owner": None, "lease_expires": None})
+    _one(connection, update.returning(sa.false()), lease)
 
 
-def _one(connection: Connection, update: sa.Update, lease: Lease) -> int | None:
+def _one(connection: Connection, update: Any, lease: Lease) -> Committed:
     """Run an UPDATE that must hit the row of our epoch."""
     if connection.dialect.name == "postgresql":
-        horizon = connection.execute(update.returning(sa.text("pg_current_xact_id()::text"))).scalar()
-        hit = horizon is not None
-    else:
-        horizon, hit = None, connection.execute(update).rowcount == 1
-    if not hit:
+        update = update.returning(sa.text("pg_current_xact_id()::text"))
+    hit = connection.execute(update).one_or_none()
+    if hit is None:
         raise LeaseLost(
             f"{lease.owner} lost partition {lease.partition} of group {lease.group!r}: "
             f"the lease (epoch {lease.epoch}) or the log is not what it was"
         )
-    return int(horizon) if horizon is not None else None
+    return Committed(int(hit[1]) if len(hit) > 1 else None, bool(hit[0]))
 
 
 def _batch(connection: Connection, tables: Tables, lease: Lease, progress: Progress) -> None:
@@ -203,7 +231,7 @@ def _batch(connection: Connection, tables: Tables, lease: Lease, progress: Progr
             filled=to_text(progress.filled),
             instance_id=lease.owner,
             started_at=progress.started_at,
-            completed_at=_now(connection),
+            completed_at=clock(connection),
         )
     )
 
@@ -214,7 +242,7 @@ def release(connection: Connection, tables: Tables, lease: Lease) -> None:
     begin_writing(connection)
     connection.execute(
         sa.update(table)
-        .where(*_this(table, lease.group, lease.partition), table.c.epoch == lease.epoch)
+        .where(*this_partition(table, lease.group, lease.partition), table.c.epoch == lease.epoch)
         .values(owner=None, lease_expires=None)
     )
 
@@ -227,17 +255,17 @@ def still_holds(
     conditions = (table.c.epoch == lease.epoch, *_same_log(tables, highs, last))
     return (
         connection.execute(
-            sa.select(table.c.high).where(*_this(table, lease.group, lease.partition), *conditions)
+            sa.select(table.c.high).where(*this_partition(table, lease.group, lease.partition), *conditions)
         ).first()
         is not None
     )
 
 
-def _this(table: sa.Table, group: str, partition: int) -> tuple[sa.ColumnElement[bool], ...]:
+def this_partition(table: sa.Table, group: str, partition: int) -> tuple[sa.ColumnElement[bool], ...]:
     return (table.c.group == group, table.c.partition == partition)
 
 
-def _now(connection: Connection, ahead: float = 0.0) -> Any:
+def clock(connection: Connection, ahead: float = 0.0) -> Any:
     """The database's clock: owners on several machines must agree. SQLite lives on one."""
     if connection.dialect.name == "postgresql":
         now = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))

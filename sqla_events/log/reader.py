@@ -21,10 +21,10 @@ from ..position import Position, Ranges, ranges_of
 from ..provider import Failure
 from ..retry import FOREVER
 from ..schema import Tables
-from ..signals import Leased, Signals, Unavailable, logger
+from ..signals import Leased, Signals, logger
 from . import leases
 from .delivery import NO_ATTEMPTS, NOBODY, LogDelivery
-from .leases import Lease, Progress
+from .leases import Progress
 from .ledger import Ledger
 from .outcomes import Outcomes
 from .pace import Pace
@@ -33,6 +33,7 @@ from .replays import Replayed, mark_of
 from .retention import prune
 from .rows import Row
 from .settings import ReaderSettings
+from .spread import Spread, Won, spread
 from .troubles import attempts_of, buried_of, redriven, troubles_within
 
 COMMIT_SECONDS = 0.2
@@ -40,8 +41,8 @@ COMMIT_SECONDS = 0.2
 GAPS_A_SECOND = 10_000
 URGENT = 10_000
 """So many missing numbers that are read every time are worth a commit now, which gives them a horizon."""
-STANDBY_SECONDS = 0.25
-"""Between attempts to take a lease that another holds."""
+DEAF_LEASES = 10
+"""For so many times the lease a claim is not heard after one that could not be met: what is in hand takes long."""
 REDRIVE_SECONDS = 1.0
 PRUNE_SECONDS = 3600.0
 """Between looks for batches that are too old to be of interest."""
@@ -60,25 +61,23 @@ class Reader:
         held: Held,
         tables: Tables,
         settings: ReaderSettings,
-        lease: Lease,
-        asked: float,
-        known: dict[int, dict[str, tuple[str, int]]],
+        won: Won,
         ear: Ear,
     ) -> None:
-        self.lease = lease
+        self.lease = lease = won.lease
         self._database = database
         self._held = held
         self._tables = tables
         self._settings = settings
-        self._known = known
+        self._known: dict[int, dict[str, tuple[str, int]]] = {}
         self._ledger = Ledger(lease.position)
-        self._outcomes = Outcomes(known)
+        self._outcomes = Outcomes({})
         self._reading = Reading(
             tables, database.dialect, database.driver, Share(settings.partition, settings.partitions)
         )
         self._ear = ear
         self._pace = Pace(settings.poll_interval)
-        self._valid_until = asked + settings.lease
+        self._valid_until = won.asked + settings.lease
         self._ended: BaseException | None = None
         self._committing = asyncio.Lock()
         self._dirty = asyncio.Event()
@@ -91,15 +90,26 @@ class Reader:
         self._failures = held.failures
         self._last: tuple[int, str] | None = None
         self._row_bytes = 0.0
+        self._claimed = False
+        self._deaf_until = 0.0
+
+    async def recall(self) -> None:
+        """Learn what is known about events that will be read again, before anything is read."""
+        gaps = self.lease.position.gaps
+        self._known = await self._held.run(troubles_within, self._tables, self.lease.group, gaps)
+        self._outcomes = Outcomes(self._known)
+        self._failures = self._held.failures
 
     # Reading -----------------------------------------------------------------------------------------------------
 
     async def batches(self) -> AsyncGenerator[Sequence[LogDelivery], None]:
-        """What the position lacks, oldest first, for ever.
+        """What the position lacks, oldest first; ends when another process gets the lease for its share.
 
         :raises LeaseLost: when another owner has the lease.
         """
         while True:
+            if self._claimed and await self._cleared():
+                return
             await self._wait_for_room()
             deliveries = await self._available(self._next)
             if self._ended is not None:
@@ -109,6 +119,16 @@ class Reader:
                 yield deliveries
             elif await self._ear.wait(self._pace.pause()):
                 self._pace.rung()
+
+    async def _cleared(self) -> bool:
+        """Whether all that is in hand was settled while the claim lasts: the lease can go without anything coming twice."""
+        deadline = time.monotonic() + self._settings.lease
+        while self._in_hand and self._ended is None and (left := deadline - time.monotonic()) > 0:
+            self._room.clear()
+            await _wait(self._room, left)
+        if self._in_hand:
+            self._claimed, self._deaf_until = False, deadline + DEAF_LEASES * self._settings.lease
+        return self._claimed and self._ended is None
 
     async def _next(self) -> Sequence[LogDelivery]:
         again = await self._read_redriven() if time.monotonic() >= self._redriven_at else []
@@ -283,17 +303,20 @@ class Reader:
         moved = bool(commit.settled) or commit.position.high != self._ledger.last_committed.high
         progress = Progress(commit.position, highs, last, commit.filled, self._started if moved else None, troubles)
         try:
-            horizon = await self._database.run(leases.commit, self._tables, self.lease, progress, self._settings.lease)
+            done = await self._database.run(leases.commit, self._tables, self.lease, progress, self._settings.lease)
         except BaseException:
             self._ledger.failed(commit)
             self._outcomes.give_back(troubles)
             self._dirty.set()
             raise
-        self._ledger.committed(commit, horizon)
+        self._ledger.committed(commit, done.horizon)
         self._outcomes.written(troubles)
         self._started = now()
         self._committed_at = time.monotonic()
         self._valid_until = asked + self._settings.lease
+        if done.claimed and not self._claimed and self._committed_at > self._deaf_until:
+            self._claimed = True
+            self._ear.hear()
 
     async def keep(self) -> None:
         """Commit every now and then while there is something to commit, and renew the lease; runs beside :meth:`batches`."""
@@ -355,40 +378,35 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 @asynccontextmanager
 async def leased(
-    database: Database, tables: Tables, settings: ReaderSettings, signals: Signals, *bells: Doorbell
+    database: Database,
+    tables: Tables,
+    settings: ReaderSettings,
+    signals: Signals,
+    *bells: Doorbell,
+    group: Spread | None = None,
 ) -> AsyncIterator[Reader]:
-    """A reader once the lease is ours; on leaving, what is settled is committed and the lease given back."""
+    """A reader once the lease is ours; on leaving, what is settled is committed and the lease given back.
+
+    :param group: where several partitions are wanted: what spreads them.
+    """
+    won = await (_won(database, tables, settings, signals) if group is None else group.won(settings.partition))
+    lease = won.lease
     async with database.hold(autocommit=True) as held:
-        lease, asked = await _acquired(database, tables, settings, signals)
+        reader = Reader(database, held, tables, settings, won, Ear(*bells))
         signals.emit(Leased(lease.group, lease.partition, lease.epoch, held=True))
-        known = await held.run(troubles_within, tables, lease.group, lease.position.gaps)
-        reader = Reader(database, held, tables, settings, lease, asked, known, Ear(*bells))
-        keeper = asyncio.create_task(reader.keep(), name=f"sqla-events-lease-{settings.group}-{settings.partition}")
         try:
-            yield reader
+            await reader.recall()
+            keeper = asyncio.create_task(reader.keep(), name=f"sqla-events-lease-{settings.group}-{settings.partition}")
+            try:
+                yield reader
+            finally:
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
         finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
             await reader.close()
             signals.emit(Leased(lease.group, lease.partition, lease.epoch, held=False))
 
 
-async def _acquired(
-    database: Database, tables: Tables, settings: ReaderSettings, signals: Signals
-) -> tuple[Lease, float]:
-    """The lease, and when it was asked for (monotonic)."""
-    failures = 0
-    while True:
-        asked = time.monotonic()
-        try:
-            lease = await database.run(leases.acquire, tables, settings)
-            failures = 0
-        except ProviderUnavailable as error:
-            failures += 1
-            delay = FOREVER.delay(failures)
-            signals.emit(Unavailable("database", str(error), delay))
-            await asyncio.sleep(delay)
-            continue
-        if lease is not None:
-            return lease, asked
-        await asyncio.sleep(min(STANDBY_SECONDS, settings.lease / 4))
+async def _won(database: Database, tables: Tables, settings: ReaderSettings, signals: Signals) -> Won:
+    async with spread(database, tables, settings, signals) as group:
+        return await group.won(settings.partition)

@@ -267,6 +267,16 @@ def _partition(of: int) -> str:
     return f"(((hashtextextended({lane_sql('e')}, 0) % {of}) + {of}) % {of})"
 
 
+def partition_numbers(connection: Connection, tables: Tables, above: int, top: int, of: int) -> dict[int, int]:
+    """Which of ``of`` partitions each event belongs to: seq -> number, for those that can be seen from above one to another."""
+    if connection.dialect.name == "postgresql":
+        events = tables.names.qualified(tables.names.events)
+        query = f"SELECT e.seq, {_partition(of)} FROM {events} AS e WHERE e.seq > (SELECT $1::bigint) AND e.seq <= (SELECT $2::bigint)"
+        return {row[0]: row[1] for row in _fetch_text(connection, query, (above, top))}
+    inside = events_of(tables).c.seq.between(above + 1, top)
+    return {row.seq: crc32(row.lane.encode()) % of for row in select_rows(connection, tables, [inside], top - above)}
+
+
 # Drivers ------------------------------------------------------------------------------------------------------------
 
 

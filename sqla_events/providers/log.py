@@ -10,6 +10,7 @@ import asyncio
 import datetime as dt
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -23,6 +24,7 @@ from ..log.delivery import LogDelivery
 from ..log.reader import leased
 from ..log.replays import Span
 from ..log.settings import ReaderSettings
+from ..log.spread import Spread, spread
 from ..provider import ONLY, Batch, Features, Interest, Message, ProviderContext, addressee
 from ..schema import Tables
 from ..signals import logger
@@ -71,22 +73,22 @@ class LogProvider:
             yield messages
 
     async def consume(self, interest: Interest) -> AsyncGenerator[Sequence[LogDelivery], None]:
-        """Deliver what the group's position lacks; several partitions are several leases, each read as it is won."""
-        of = self._config.partitions
-        streams = [
-            self._partition(reader_settings(self._config, interest.group, interest.consumer, n, of, interest.prefetch))
-            for n in range(of)
-        ]
-        async with aclosing(merged(streams)) as stream:  # closed with us, not by the garbage collector some time later
-            async for batch in stream:
-                yield batch
+        """Deliver what the group's position lacks; of several partitions, those that are this process's share."""
+        settings = reader_settings(self._config, interest.group, interest.consumer, interest.prefetch)
+        context = self._context
+        async with spread(self._database, context.tables, settings, context.signals) as group:
+            streams = [self._partition(group, replace(settings, partition=n)) for n in range(settings.partitions)]
+            async with aclosing(merged(streams)) as stream:  # closed with us, not by the garbage collector some time later
+                async for batch in stream:
+                    yield batch
 
-    async def _partition(self, settings: ReaderSettings) -> AsyncGenerator[Sequence[LogDelivery], None]:
-        """One lease after the other: whoever lost it waits for it again."""
+    async def _partition(self, group: Spread, settings: ReaderSettings) -> AsyncGenerator[Sequence[LogDelivery], None]:
+        """One lease after the other: whoever lost it, or gave it up, waits for it again."""
+        bells, context = (self._bell, self._remote), self._context
         while True:
             try:
                 async with leased(
-                    self._database, self._context.tables, settings, self._context.signals, self._bell, self._remote
+                    self._database, context.tables, settings, context.signals, *bells, group=group
                 ) as reader, aclosing(reader.batches()) as stream:
                     async for batch in stream:
                         yield batch
@@ -134,13 +136,12 @@ def _replay(message: Message) -> replays.Replay:
     return replays.Replay(meant[0], message.seq, meant[1], str(event.metadata.get(REPLAY, message.id)))
 
 
-def reader_settings(config: Any, group: str, owner: str, number: int, of: int, prefetch: int) -> ReaderSettings:
+def reader_settings(config: Any, group: str, owner: str, prefetch: int) -> ReaderSettings:
     """What a configuration says about reading."""
     return ReaderSettings(
         group=group,
         owner=owner,
-        partition=number,
-        partitions=of,
+        partitions=config.partitions,
         lease=config.lease,
         batch_size=config.batch_size,
         prefetch=prefetch,

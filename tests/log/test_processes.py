@@ -1,4 +1,4 @@
-"""Four relay processes, four partitions: killed, paused beyond the lease, stopped and started while writers write."""
+"""Four relay processes, four partitions, then three: killed, paused beyond the lease, stopped and started under load."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -20,7 +21,7 @@ from tests.log.worker import LEASE, SINK
 from tests.servers.postgres import PostgresDatabase
 
 ROOT = Path(__file__).parents[2]
-PARTITIONS = 4
+PARTITIONS, FEWER = 4, 3
 
 
 class Relays:
@@ -28,12 +29,13 @@ class Relays:
 
     def __init__(self, url: str, count: int) -> None:
         self._url = url
+        self.partitions = PARTITIONS
         self._names = itertools.count(1)
         self._running: list[subprocess.Popen[bytes]] = [self._start() for _ in range(count)]
         self.done: dict[str, int] = {}
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.log.worker", self._url, str(PARTITIONS), f"process-{next(self._names)}"]
+        command = [sys.executable, "-m", "tests.log.worker", self._url, str(self.partitions), f"process-{next(self._names)}"]
         return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
     def disturb(self, chance: random.Random) -> None:
@@ -57,6 +59,12 @@ class Relays:
         assert self._running[which].wait(30) in (0, -signal.SIGTERM)  # the latter before it listened
         self._running[which] = self._start()
 
+    def replace(self, chance: random.Random, partitions: int) -> None:
+        """As a deployment that changes the number does, one process after the other, in whatever way they end."""
+        self.partitions = partitions
+        for which in range(len(self._running)):
+            chance.choice([self._kill, self._stop])(which)
+
     def end(self) -> None:
         for process in self._running:
             process.terminate()
@@ -72,11 +80,10 @@ def test_relays_come_and_go_and_nothing_is_lost_or_swapped(postgres: PostgresDat
         link.execute(SINK)
         relays = Relays(postgres.url(), 4)
         try:
-            wait_for(lambda: published(link) > 0, 60)
-            end = time.monotonic() + 2 * SECONDS
-            while time.monotonic() < end or (not moved(link) and time.monotonic() < end + 60):
-                relays.disturb(chance)
-                time.sleep(chance.uniform(0, LEASE))  # so that leases move
+            wait_for(lambda: len(working(link, PARTITIONS)) == PARTITIONS, 60)
+            disturb(relays, chance, lambda: moved(link, PARTITIONS))
+            relays.replace(chance, FEWER)
+            disturb(relays, chance, lambda: moved(link, FEWER))
             writers.stop()
             wait_for(lambda: not missing(link, writers), 60)
         finally:
@@ -85,12 +92,31 @@ def test_relays_come_and_go_and_nothing_is_lost_or_swapped(postgres: PostgresDat
         repeated = published(link) - len(writers.truth.events)
         print(f"{len(writers.truth.events)} events, {relays.done}, {repeated} repeated, {inversions} swapped, 0 lost")  # noqa: T201
         assert inversions == 0
-        assert moved(link), "no lease changed hands: nothing was tested"
+        assert not phantoms(link, writers)
 
 
-def moved(link: psycopg.Connection) -> bool:
-    """Whether a lease has changed hands."""
-    return bool({epoch for (epoch,) in link.execute("SELECT epoch FROM sink_epochs")} - {1})
+def disturb(relays: Relays, chance: random.Random, enough: Callable[[], bool]) -> None:
+    """For a while, and until something has come of it."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end or (not enough() and time.monotonic() < end + 60):
+        relays.disturb(chance)
+        time.sleep(chance.uniform(0, LEASE))  # so that leases move
+    assert enough(), "no lease changed hands: nothing was tested"
+
+
+def working(link: psycopg.Connection, partitions: int) -> set[int]:
+    """The partitions that have published, when there are so many."""
+    return {n for (n,) in link.execute("SELECT partition FROM sink_epochs WHERE partitions = %s", (partitions,))}
+
+
+def moved(link: psycopg.Connection, partitions: int) -> bool:
+    """Whether a lease has changed hands since there are so many."""
+    query = """SELECT 1 FROM sink WHERE epoch > (SELECT min(epoch) FROM sink WHERE partitions = %s) AND partitions = %s"""
+    return link.execute(query, (partitions, partitions)).fetchone() is not None
+
+
+def phantoms(link: psycopg.Connection, writers: Writers) -> set[str]:
+    return writers.truth.rolled_back & {str(identity) for (identity,) in link.execute("SELECT DISTINCT id FROM sink")}
 
 
 def published(link: psycopg.Connection) -> int:

@@ -17,14 +17,14 @@ from sqla_events.bridge import Database, Doorbell, in_thread
 from sqla_events.errors import LeaseLost, ProviderUnavailable
 from sqla_events.log.settings import ReaderSettings
 from sqla_events.provider import Batch, Features
-from sqla_events.relay import Relay
+from sqla_events.relay import Relays
 from sqla_events.schema import Tables
 from sqla_events.signals import Signals
 
 LEASE = 1.0
 SINK = """
-CREATE TABLE sink (n bigserial PRIMARY KEY, id uuid, seq bigint, key text, version int, partition int, epoch bigint);
-CREATE TABLE sink_epochs (partition int PRIMARY KEY, epoch bigint NOT NULL)
+CREATE TABLE sink (n bigserial PRIMARY KEY, id uuid, seq bigint, key text, version int, partition int, epoch bigint, partitions int);
+CREATE TABLE sink_epochs (partitions int, partition int, epoch bigint NOT NULL, PRIMARY KEY (partitions, partition))
 """
 
 
@@ -47,47 +47,36 @@ class Sink:
             raise ProviderUnavailable(str(error)) from error
 
     def _store(self, link: psycopg.Connection, batch: Batch) -> None:
+        link.execute("SELECT pg_advisory_xact_lock(1)")
         newest = link.execute(
-            """INSERT INTO sink_epochs VALUES (%s, %s)
-            ON CONFLICT (partition) DO UPDATE SET epoch = greatest(sink_epochs.epoch, excluded.epoch) RETURNING epoch""",
-            (batch.partition, batch.epoch),
+            """INSERT INTO sink_epochs VALUES (%s, %s, %s)
+            ON CONFLICT (partitions, partition) DO UPDATE SET epoch = greatest(sink_epochs.epoch, excluded.epoch)
+            RETURNING greatest(epoch, (SELECT max(epoch) + 1 FROM sink_epochs WHERE partitions <> %s))""",
+            (batch.partitions, batch.partition, batch.epoch, batch.partitions),
         ).fetchone()
         if newest is None or newest[0] > batch.epoch:
-            raise LeaseLost(f"epoch {batch.epoch} of partition {batch.partition} is over")
+            raise LeaseLost(f"epoch {batch.epoch} of partition {batch.partition} of {batch.partitions} is over")
         with link.cursor() as cursor:
             cursor.executemany(
-                "INSERT INTO sink (id, seq, key, version, partition, epoch) VALUES (%s, %s, %s, %s, %s, %s)",
+                "INSERT INTO sink (id, seq, key, version, partition, epoch, partitions) VALUES (%s, %s, %s, %s, %s, %s, %s)",
                 [self._row(batch, json.loads(message.body)) for message in batch.messages],
             )
 
     def _row(self, batch: Batch, body: dict[str, object]) -> tuple[object, ...]:
         payload = body["payload"]
         assert isinstance(payload, dict)
-        return (body["id"], body["seq"], body.get("key"), payload["version"], batch.partition, batch.epoch)
-
-
-async def relay(database: Database, url: str, partition: int, partitions: int, owner: str, stop: asyncio.Event) -> None:
-    """One partition, as long as nobody says stop."""
-    while not stop.is_set():
-        settings = ReaderSettings(
-            "load", owner, partition, partitions, lease=LEASE, batch_size=100, prefetch=400, poll_interval=0.05
-        )
-        one = Relay(database, Tables(), Sink(url), settings, Signals(), Doorbell())  # type: ignore[arg-type]
-        ending = asyncio.create_task(stop.wait())
-        ending.add_done_callback(lambda _, one=one: one.stop())
-        try:
-            await one.run()
-        except LeaseLost:
-            continue
-        finally:
-            ending.cancel()
+        lease = (batch.partition, batch.epoch, batch.partitions)
+        return (body["id"], body["seq"], body.get("key"), payload["version"], *lease)
 
 
 async def main(url: str, partitions: int, owner: str) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    settings = ReaderSettings(
+        "load", owner, partitions=partitions, lease=LEASE, batch_size=100, prefetch=400, poll_interval=0.05
+    )
     database = Database(engine := create_engine(url))
-    await asyncio.gather(*(relay(database, url, number, partitions, owner, stop) for number in range(partitions)))
+    relays = Relays(database, Tables(), Sink(url), settings, Signals(), Doorbell())  # type: ignore[arg-type]
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, relays.stop)
+    await relays.run()
     await database.close()
     engine.dispose()
 

@@ -108,7 +108,7 @@ def test_a_cloudevent_of_somebody_else_is_an_event() -> None:
     [
         (b"{}", {"content-encoding": "br"}, "'br'; it must be gzip or zstd"),
         (b"{}", {"content-encoding": "gzip"}, "gzip body cannot be read"),
-        (gzip.compress(b"x" * 100)[:-9], {"content-encoding": "gzip"}, "ends too early"),
+        (gzip.compress(b"x" * 100, mtime=0)[:-9], {"content-encoding": "gzip"}, "ends too early"),
         (b"{}", {"content-encoding": "zstd"}, "zstd body cannot be read"),
         (b"{}", {"content-type": "application/cloudevents+json"}, "specversion is None"),
         (b'{"specversion":"1.0"}', {"content-type": "application/cloudevents+json"}, "no id and no type and no time"),
