@@ -92,7 +92,7 @@ class Writers:
             else:
                 link.commit()
                 committed = True
-        except psycopg.errors.DeadlockDetected:
+        except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
             link.rollback()
         finally:
             self.truth.note(written, committed)

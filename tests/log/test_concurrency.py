@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine
@@ -117,6 +118,24 @@ async def test_nothing_is_lost_doubled_or_swapped(
     record_property("load", summary)
     print(summary)  # noqa: T201 - the figure that is reported
     assert len(writers.truth.events) > 100
+    assert not tally.lost(writers.truth), summary
+    assert (tally.duplicated, tally.inverted, len(tally.phantoms(writers.truth))) == (0, 0, 0), summary
+
+
+@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_no_isolation_of_the_writers_makes_a_difference(postgres: PostgresDatabase, level: str) -> None:
+    """Their engine's level is not the reader's, and what fails to serialize was never an event."""
+
+    def connect() -> psycopg.Connection:
+        link = postgres.connect()
+        link.isolation_level = getattr(psycopg.IsolationLevel, level.replace(" ", "_"))
+        return link
+
+    with Writers(connect, count=4, longest=0.3) as writers:
+        tally = await run_load(create_engine(postgres.url(), isolation_level=level), writers, seconds=SECONDS / 2)
+    summary = tally.summary(writers.truth)
+    assert len(writers.truth.rolled_back) > 0
     assert not tally.lost(writers.truth), summary
     assert (tally.duplicated, tally.inverted, len(tally.phantoms(writers.truth))) == (0, 0, 0), summary
 
