@@ -76,10 +76,22 @@ class NatsSettings(Section):
         "Seconds after which the server redelivers what nobody settled; extended while a handler works.",
         least=0.1,
     )
-    credentials: str | None = setting(optional(TEXT), None, "Path of a credentials file.")
+    max_deliver: int | None = setting(
+        optional(INT),
+        None,
+        "Deliveries of an event after which, still not settled, it becomes a dead letter: it kills its consumers. null: no limit.",
+        least=1,
+    )
+    credentials: str | None = setting(optional(TEXT), None, "Path of a credentials file (JWT and key).")
+    nkey_seed: str | None = setting(optional(TEXT), None, "Path of a file with the seed of an NKey.")
     user: str | None = setting(optional(TEXT), None, "User.")
     password: str | None = setting(optional(TEXT), None, "Password.", secret=True)
     token: str | None = setting(optional(TEXT), None, "Token.", secret=True)
+    tls_ca: str | None = setting(
+        optional(TEXT), None, "Path of the certificates that the server's is checked with. null: the system's."
+    )
+    tls_certificate: str | None = setting(optional(TEXT), None, "Path of our own certificate, where the server asks for one.")
+    tls_key: str | None = setting(optional(TEXT), None, "Path of its key. null: in the same file.")
 
 
 @dataclass(frozen=True)
