@@ -27,7 +27,7 @@ from .errors import (
 )
 from .event import Event, Operation, Source, Status
 from .inspection import EventFilter
-from .install import install_crud_hooks
+from .install import connect, install_crud_hooks
 from .retry import RetryPolicy
 
 __version__ = "0.1.0"
@@ -53,6 +53,7 @@ __all__ = [
     "SchemaError",
     "Source",
     "Status",
+    "connect",
     "event_context",
     "install_crud_hooks",
 ]

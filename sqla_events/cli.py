@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from .bridge import engine_of
 from .broker import Broker
 from .config import Config
 from .errors import ConfigError, EventError, SQLAlchemyEventsError
@@ -125,12 +125,10 @@ def _broker(url: str, **options: Any) -> Iterator[Broker]:
 def _engine(url: str) -> Engine | AsyncEngine | None:
     """None for the URL of a transport: what is asked is asked there, without a database."""
     try:
-        target = _database(url)
-        dialect = target.get_dialect()
+        make_url(url).get_dialect()
     except NoSuchModuleError:
         return None
-    is_async = dialect.is_async and target.get_driver_name() != "psycopg"
-    return create_async_engine(target) if is_async else create_engine(target)
+    return engine_of(url)
 
 
 def _config(table_name: str | None, schema: str | None, config: str | None = None, provider: str | None = None) -> Config:

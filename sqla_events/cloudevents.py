@@ -109,13 +109,14 @@ def event_of(body: bytes, headers: Mapping[str, str]) -> Event:
     :raises EventError: where it is no CloudEvent 1.0.
     """
     try:
-        apart = _structured if headers.get("content-type", "").startswith(STRUCTURED_TYPE) else _binary
-        return _event(*apart(body, headers))
+        if headers.get("content-type", "").startswith(STRUCTURED_TYPE):
+            return _event(*_structured(body))
+        return _event(*_binary(body, headers))
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, ValueError) as error:
         raise EventError(f"not a CloudEvent: {error} in {body[:80]!r}") from error
 
 
-def _structured(body: bytes, headers: Mapping[str, str]) -> tuple[dict[str, str], bytes, str | None]:
+def _structured(body: bytes) -> tuple[dict[str, str], bytes, str | None]:
     """Attributes, data, and what the data is where it is not JSON."""
     members = _raw.decode(body)
     data, packed = bytes(members.pop("data", b"null")), members.pop("data_base64", None)

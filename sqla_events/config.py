@@ -99,6 +99,9 @@ class DatabaseSettings(Section):
     """The log itself, whatever the provider."""
 
     path: ClassVar[str] = "database"
+    url: str | None = setting(
+        optional(TEXT), None, "Its database, for `connect()` in a process that has no engine of its own.", secret=True
+    )
     table_name: str = setting(TEXT, "events", "The log's table; the others derive from it (`event_positions`, …).")
     schema: str | None = setting(optional(TEXT), None, "The database schema of these tables. null: the default one.")
     channel: str = setting(TEXT, "sqla_events", "PostgreSQL notification channel of the doorbell.")
@@ -256,9 +259,9 @@ def _from_url(given: Mapping[str, Any]) -> dict[str, Any]:
     scheme = url.partition("://")[0].lower().partition("+")[0]
     name = {"postgresql": "database", "sqlite": "database"}.get(scheme, _SCHEMES.get(scheme, scheme))
     values = {**given, "provider": name}
-    if name in ("redis", "nats"):
-        return _merged(values, {name: {"url": url}})
-    return values if name == "database" else {**values, "provider_url": url}
+    if scheme == name == "database":
+        return values
+    return _merged(values, {name: {"url": url}} if name in ("redis", "nats", "database") else {"provider_url": url})
 
 
 # Sources ------------------------------------------------------------------------------------------------------------

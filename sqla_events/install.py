@@ -1,4 +1,4 @@
-"""``install_crud_hooks``: the one call that an existing application adds."""
+"""``install_crud_hooks``: the one call that an existing application adds. ``connect``: for a process that is not it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from .bridge import engine_of
 from .broker import Broker
 from .config import Config
 from .errors import ConfigError
@@ -57,6 +58,26 @@ def install_crud_hooks(
         shared_metrics().attach(broker.signals)
         _installed[key] = broker.install()
         return broker
+
+
+def connect(config: Config | Mapping[str, Any] | str | os.PathLike[str] | None = None, **settings: Any) -> Broker:
+    """A broker for a process that has neither the application's models nor its engine: it consumes, publishes and asks.
+
+    ::
+
+        broker = connect("redis://localhost/0")        # or nats://…; needs no database
+        broker = connect("postgresql://app@db/shop")   # reads the log itself
+
+    :param config: as for :func:`install_crud_hooks`. A database is used where ``database.url`` (or the URL itself) names
+        one; PostgreSQL URLs without a driver get psycopg, those of an asyncio driver an AsyncEngine.
+    :raises ConfigError: if a setting is wrong, or the provider needs a database and none is named.
+    """
+    loaded = Config.load(config, **settings)
+    if loaded.database.url is None and loaded.provider == "database":
+        raise ConfigError("provider 'database' reads the log, and database.url does not say where it is")
+    broker = Broker(loaded, None if loaded.database.url is None else engine_of(loaded.database.url))
+    shared_metrics().attach(broker.signals)
+    return broker
 
 
 def _same(broker: Broker, config: Config) -> Broker:

@@ -6,14 +6,30 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
-from sqlalchemy.engine import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import create_engine, exc
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from ..errors import ProviderUnavailable
+from ..errors import ConfigError, ProviderUnavailable
 from .faces import AsyncFace, Face, ThreadedFace
 from .failures import patiently, refuse, translated
 
 T = TypeVar("T")
+
+
+def engine_of(url: str | URL) -> Engine | AsyncEngine:
+    """An engine for a URL: an AsyncEngine where its driver is an asyncio one. PostgreSQL without a driver gets psycopg.
+
+    :raises ConfigError: for a URL that is none, or whose driver is not installed.
+    """
+    try:
+        target = make_url(url)
+        if target.drivername in ("postgresql", "postgres"):  # SQLAlchemy would take psycopg2, which we do not install
+            target = target.set(drivername="postgresql+psycopg")
+        is_async = target.get_dialect().is_async and target.get_driver_name() != "psycopg"
+        return create_async_engine(target) if is_async else create_engine(target)
+    except (exc.ArgumentError, exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigError(f"the database URL cannot be used: {str(error).splitlines()[0]}") from error
 
 
 class Database:

@@ -14,11 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
-from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import create_async_engine
-
-from ..bridge import Database, Doorbell, LoopThread, in_thread
+from ..bridge import Database, Doorbell, LoopThread, engine_of, in_thread
 from ..config import Config
 from ..errors import ProviderUnavailable
 from ..event import Event
@@ -62,17 +58,12 @@ def configured(settings: Mapping[str, Any], database_url: str | None = None) -> 
 async def _made(settings: dict[str, Any], database_url: str | None) -> AsyncIterator[Provider]:
     config = Config.load(settings)
     tables = Tables(Names(config.database.table_name, config.database.schema))
-    database = None if database_url is None else _database(database_url)
+    database = None if database_url is None else Database(engine_of(database_url))
     try:
         yield load(config, ProviderContext(database, tables, config.instance_id, Signals(), Doorbell()))
     finally:
         if database is not None:
             await database.close()
-
-
-def _database(url: str) -> Database:
-    target = make_url(url)
-    return Database((create_async_engine if target.get_dialect().is_async else create_engine)(target))
 
 
 # Publishing ---------------------------------------------------------------------------------------------------------
