@@ -91,6 +91,7 @@ class Gap(Fact, frozen=True):
 
     statement: str
     reason: str
+    table: str
 
 
 class Signals:

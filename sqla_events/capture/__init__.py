@@ -205,7 +205,7 @@ class Capture:
         """A write that cannot be seen into; those to tables that are not captured, and to Alembic's, are nobody's loss."""
         if table == "alembic_version" or not self._operations(schema, table, lambda choice: choice.names):
             return
-        self._signals.emit(Gap(statement[:1000], reason))
+        self._signals.emit(Gap(statement[:1000], reason, table))
         message = f"{reason} writes to {table!r} and is not captured: {statement[:200]}"
         if self._settings.on_gap == "raise":
             raise CaptureError(

@@ -68,6 +68,7 @@ class ColumnCodec:
         """Values of exactly this type go into the JSON as they are: the encoder's form is ours."""
         self.none = self.bind is None and not self.is_json
         """None is NULL, and null."""
+        self.null = None if self.none else Loaded(SQL_NULL if self.is_json else None)
         self.redacted = False
 
     def redact(self) -> None:
@@ -216,7 +217,8 @@ class TableCodec:
         for codec in self.columns.values():
             if redacted(codec.column):
                 codec.redact()
-        self.json = frozenset(key for key, codec in self.columns.items() if codec.is_json)
+        self.nulls = {key: codec.null for key, codec in self.columns.items() if not codec.none}
+        """NULL in columns where a None that is bound may be something else."""
         self.key = key
         self.all_keys = tuple(column.key for column in table.columns if column.key in self.columns or column.key in key)
         """What is wanted from the database of a row."""

@@ -278,7 +278,7 @@ def _unsaid(table: sa.Table, given: Mapping[str, Any]) -> bool:
 def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> None:
     """How the rows of the statement get known: whole, put together from what is told, or by running its sets ourselves."""
     shape, program, dialect = plan.shape, program_of(plan.shape, context), context.dialect
-    unsaid = bool(program.moved - program.told)
+    unsaid = bool(ride.unsaid(plan, context))
     sqlite = dialect.name == "sqlite"
     if shape.verb == "create":
         plan.whole = not shape.given or (executemany and (unsaid or not (by_driver or shape.sorted)))

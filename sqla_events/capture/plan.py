@@ -161,7 +161,8 @@ class Program:
     moved: frozenset[str]
     """Keys of columns that may get a value that no parameter says: expressions, onupdate, computed."""
     told: frozenset[str]
-    """Keys of columns that SQLAlchemy itself has returned."""
+    """Keys of columns that SQLAlchemy itself has returned; without a TypeDecorator's, since the way from the database and
+    back through it need not lead to the same value."""
 
 
 _programs: ByIdentity[Program] = ByIdentity()
@@ -184,7 +185,8 @@ def _program(shape: Shape, compiled: Any) -> Program:
     may = _may_be_set if shape.verb == "create" else _may_change
     moved = {column.key for column in columns if column.key in expressed or may(column)}
     told = {str(getattr(column, "key", None)) for column in compiled.effective_returning or ()}
-    return Program(given, frozenset(moved).difference(given), frozenset(told & set(columns.keys())))
+    exact = {column.key for column in columns if column.key in told and not isinstance(column.type, sa.types.TypeDecorator)}
+    return Program(given, frozenset(moved).difference(given), frozenset(exact))
 
 
 def _key(column: Any) -> str:

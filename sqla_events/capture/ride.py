@@ -53,11 +53,19 @@ def along(plan: Plan, sql: str, context: Any) -> str:
 def _wanted(plan: Plan, context: Any) -> tuple[str, ...]:
     if plan.whole:
         return _whole(plan, context.dialect)
-    program = program_of(plan.shape, context)
-    wanted = program.moved - program.told
+    wanted = unsaid(plan, context)
     if plan.own and context.dialect.driver == "asyncpg":  # only its rows tell which sets have matched
         wanted |= set(plan.codec.key)
     return tuple(key for key in plan.codec.all_keys if key in wanted)
+
+
+def unsaid(plan: Plan, context: Any) -> frozenset[str]:
+    """Keys of columns whose value neither a parameter says nor what SQLAlchemy itself has returned.
+
+    What it has returned for an UPDATE it gives to nobody but the unit of work: it rides along once more.
+    """
+    program = program_of(plan.shape, context)
+    return program.moved if plan.verb == "update" else program.moved - program.told
 
 
 def _whole(plan: Plan, dialect: Any) -> tuple[str, ...]:

@@ -122,7 +122,8 @@ def _told(plan: Plan, context: Any) -> list[dict[str, Any]]:
 
 
 def _answer(plan: Plan, key: str, value: Any) -> Any:
-    return Loaded(SQL_NULL) if value is None and key in plan.codec.json else value
+    """What came from the database; NULL is NULL, whatever the column's type makes of a None that it is given."""
+    return plan.codec.nulls.get(key) if value is None else value
 
 
 def _columns(plan: Plan, program: Program, told: Mapping[str, Any]) -> _Shape:

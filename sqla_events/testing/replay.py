@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-from sqlalchemy.types import PickleType, TypeDecorator, TypeEngine
+from sqlalchemy.engine import Connection, Dialect
 
+from ..capture.codec import ColumnCodec
 from ..errors import EventError
 from ..event import Event
 
@@ -29,7 +29,9 @@ def apply(
 
     :raises EventError: for an event of a table that ``metadata`` does not have, or that matches no row.
     """
+    dialect = connection.dialect
     tables = {(table.schema or default_schema, table.name): table for table in metadata.tables.values()}
+    plain: dict[sa.Table, sa.Table] = {}
     count = 0
     for event in events:
         table = tables.get((event.schema or default_schema, event.entity or ""))
@@ -38,18 +40,48 @@ def apply(
                 f"event {event.seq} is about {event.schema}.{event.entity}, which is no table of this metadata"
             )
         if event.operation != "read":
-            _apply_one(connection, table, event)
+            if table not in plain:
+                plain[table] = plain_table(table, dialect, {column.name for column in table.columns if column.computed})
+            apply_event(connection, plain[table], event)
             count += 1
     return count
 
 
-def _apply_one(connection: Connection, table: sa.Table, event: Event) -> None:
-    if event.operation == "create" and event.payload.get("upsert"):
-        connection.execute(sa.delete(table).where(*_where(table, event.payload["key"])))
+def plain_table(
+    table: sa.Table,
+    dialect: Dialect,
+    computed: Iterable[str] = (),
+    name: str | None = None,
+    schema: str | None = None,
+) -> sa.Table:
+    """A table for replay: the same columns at the level of events, without defaults, which a replay must not run.
+
+    :param computed: names of columns that the database sets itself there, so that events must not.
+    :param name: another name, in ``schema``.
+    """
+    columns = (
+        sa.Column(column.name, ColumnCodec(column, dialect).kind, primary_key=column.primary_key, autoincrement=False)
+        for column in table.columns
+    )
+    schema = schema if name else table.schema
+    return sa.Table(name or table.name, sa.MetaData(), *columns, schema=schema, info={_COMPUTED: frozenset(computed)})
+
+
+_COMPUTED = "sqla_events_computed"
+
+
+def apply_event(connection: Connection, table: sa.Table, event: Event) -> None:
+    """Apply one captured event to a :func:`plain_table`.
+
+    :raises EventError: if it is about a row that is not there.
+    """
+    key = event.payload["key"]
     if event.operation == "create":
-        connection.execute(sa.insert(table).values(_values(table, event.after)))
+        if event.payload.get("upsert"):
+            connection.execute(sa.delete(table).where(*_where(table, key)))
+        connection.execute(sa.insert(table).inline().values(_values(table, event.after)))
         return
-    where = _where(table, event.payload["key"] or event.before)
+    where = _where(table, key or event.before)
     statement = (
         sa.delete(table) if event.operation == "delete" else sa.update(table).values(_values(table, event.after))
     )
@@ -58,27 +90,20 @@ def _apply_one(connection: Connection, table: sa.Table, event: Event) -> None:
     matched = connection.execute(statement.where(*where)).rowcount
     if "cascaded_from" in event.payload:
         return  # the copy may have changed the row itself
-    if matched != 1 and table.primary_key:
+    if matched != 1 and key:
         raise EventError(f"event {event.seq} ({event.type}, key {event.key}) matches {matched} rows of the copy")
 
 
 def _where(table: sa.Table, key: Mapping[str, Any]) -> list[Any]:
     return [
-        _column(table, name).is_(None) if value is None else _column(table, name) == _bound(table, name, value)
+        table.columns[name].is_(None) if value is None else table.columns[name] == _bound(table, name, value)
         for name, value in key.items()
     ]
 
 
 def _values(table: sa.Table, values: Mapping[str, Any]) -> dict[Any, Any]:
-    return {
-        _column(table, name): _bound(table, name, value)
-        for name, value in values.items()
-        if _column(table, name).computed is None
-    }
-
-
-def _column(table: sa.Table, name: str) -> sa.Column[Any]:
-    return next(column for column in table.columns if column.name == name)
+    computed = table.info[_COMPUTED]
+    return {table.columns[name]: _bound(table, name, value) for name, value in values.items() if name not in computed}
 
 
 def _bound(table: sa.Table, name: str, value: Any) -> Any:
@@ -86,18 +111,7 @@ def _bound(table: sa.Table, name: str, value: Any) -> Any:
         return sa.null()
     if value is sa.JSON.NULL:
         return sa.JSON.NULL
-    return sa.bindparam(None, value, type_=impl_of(_column(table, name).type))
-
-
-def impl_of(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """The SQL type at whose level events hold values."""
-    while isinstance(kind, TypeDecorator):
-        if isinstance(kind, PickleType):
-            return sa.LargeBinary()
-        if isinstance(kind, sa.Interval):
-            break
-        kind = kind.impl_instance
-    return kind
+    return sa.bindparam(None, value, type_=table.columns[name].type)
 
 
 def differences(source: Connection, copy: Connection, metadata: sa.MetaData) -> list[str]:

@@ -16,8 +16,8 @@ import pytest
 import sqlalchemy as sa
 
 from sqla_events import Event, EventFilter, install_crud_hooks
+from sqla_events.capture.codec import ColumnCodec
 from sqla_events.testing import apply, differences
-from sqla_events.testing.replay import impl_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -44,7 +44,7 @@ def hooked(engine: sa.Engine, metadata: sa.MetaData, folder: Path) -> Iterator[l
 def _copy_rows(engine: sa.Engine, copy: sa.Engine, metadata: sa.MetaData) -> None:
     with engine.connect() as source, copy.begin() as target:
         for table in metadata.sorted_tables:
-            kinds = {column.key: impl_of(column.type) for column in table.columns}  # below the application's own types
+            kinds = {column.key: ColumnCodec(column, source.dialect).kind for column in table.columns}  # below the application's own types
             query = sa.select(*(sa.type_coerce(table.c[key], kind).label(key) for key, kind in kinds.items()))
             values = {key: sa.bindparam(f"v_{key}", type_=kind) for key, kind in kinds.items()}
             rows = [{f"v_{key}": value for key, value in row._asdict().items()} for row in source.execute(query)]

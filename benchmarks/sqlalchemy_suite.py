@@ -1,0 +1,147 @@
+"""SQLAlchemy's own tests with the hooks on every engine: which fail, and whether the events replay to the same tables.
+
+    python benchmarks/sqlalchemy_suite.py [--database sqlite|postgresql|all] [--json FILE] [test/orm/test_session.py ...]
+
+The version is that of the SQLAlchemy that is installed; its tests come from PyPI. A run without hooks, whose outcome is
+kept for the next time, says which tests pass at all. Ends with 1 if a test fails with the hooks that passed without them,
+or if a replay differs, and is not listed with its reason in benchmarks/suite/excused-<line>.txt. See docs/proof.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.suite import sdist
+from benchmarks.suite.mutants import MUTANTS
+from benchmarks.suite.outcome import Excuses, Outcome, Record, classified, compared, records, table
+from tests.servers.postgres import PostgresServer
+
+CACHE = ROOT / ".sqlalchemy-suite"
+EXCUSED = Path(__file__).parent / "suite" / f"excused-{sdist.LINE}.txt"
+MODULES = {"sqlite": ("test/orm", "test/ext"), "postgresql": ("test/orm",)}
+
+
+@contextmanager
+def database_url(database: str) -> Iterator[str]:
+    """Where the tests run: SQLite in memory, or a PostgreSQL of their own, prepared as SQLAlchemy's tests want it."""
+    if database == "sqlite":
+        yield "sqlite://"
+        return
+    server = PostgresServer()
+    server.start()
+    try:
+        with server.connect() as connection:
+            connection.execute("CREATE DATABASE test")
+        with server.connect("test") as connection:
+            connection.execute("CREATE SCHEMA test_schema")
+            connection.execute("CREATE SCHEMA test_schema_2")
+            connection.execute("CREATE EXTENSION hstore")
+            connection.execute("CREATE EXTENSION citext")
+        yield server.url("psycopg", "test")
+    finally:
+        server.remove()
+
+
+def run(database: str, modules: list[str], jobs: int, *options: str) -> dict[str, Record]:
+    """Run the tests in a process of their own; the record of each."""
+    source = sdist.tests(CACHE)
+    folder = CACHE / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "records").mkdir(parents=True)
+    environment = os.environ | {"PYTHONNOUSERSITE": "1", "PYTHONPATH": str(ROOT)}
+    workers = ["-n", str(jobs), "--dist", "worksteal"] if jobs > 1 else []
+    with database_url(database) as url, (folder / "log").open("w") as log:
+        command = [
+            sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.suite.plugin", "-p", "no:timeout", "-p", "no:asyncio", "-p", "no:hypothesispytest",
+            "-c", str(source / "pyproject.toml"), "--rootdir", str(source), "-o", "addopts=-p warnings -p logging --strict-markers",
+            "--dburi", url, "--suite-record", str(folder / "records"), *workers, *options, *(str(source / module) for module in modules),
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"pytest ended with {done.returncode}:\n{(folder / 'log').read_text()[-3000:]}")
+    return records(folder / "records")
+
+
+def reference(database: str, modules: list[str], jobs: int) -> dict[str, Record]:
+    """The outcome without hooks: kept for each version, database and choice of tests."""
+    wanted = hashlib.sha256(" ".join(modules).encode()).hexdigest()[:8]
+    kept = CACHE / f"reference-{sdist.VERSION}-{platform.python_version()}-{database}-{wanted}.json"
+    if not kept.exists():
+        found = {test: {"outcome": record["outcome"]} for test, record in run(database, modules, jobs).items()}
+        kept.write_text(json.dumps(found))
+    return json.loads(kept.read_text())
+
+
+def prove(database: str, options: argparse.Namespace) -> Outcome:
+    """Both runs on one database."""
+    modules = options.modules or list(MODULES[database])
+    before = reference(database, modules, options.jobs)
+    mutant = [f"--suite-mutant={options.mutant}"] if options.mutant else []
+    hooked = run(database, modules, options.jobs, "--suite-hooks", *mutant)
+    return compared(database, before, hooked, Excuses.read(EXCUSED))
+
+
+def tell(outcome: Outcome) -> None:
+    """What the numbers do not say."""
+    for record in outcome.failing:
+        last = [line for line in record["text"].splitlines() if line.strip()][-1:]
+        print(f"FAILED {record['test']}\n    {''.join(last)[:300]}")
+    for record in outcome.differing:
+        print(f"DIFFERS {record['test']}")
+        print("\n".join(f"    {line[:300]}" for line in record["differences"][:6]))
+    for record in outcome.gaps:
+        print(f"GAP {record['test']}: {record['gaps'][0][:150]}")
+    for record in outcome.unchecked:
+        print(f"NOT CHECKED {record['test']}: {record['unchecked'][0][:150]}")
+    if outcome.stale:
+        print(f"excused, and pass on {outcome.database}: {len(outcome.stale)}")
+
+
+def accept(outcomes: list[Outcome]) -> None:
+    """Add to the list what fails for a reason that its traceback tells."""
+    excuses = Excuses.read(EXCUSED)
+    for outcome in outcomes:
+        excuses.failing.update(classified(outcome.failing))
+    excuses.write(EXCUSED)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--database", choices=[*MODULES, "all"], default="all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", help="write the figures there")
+    parser.add_argument("--mutant", choices=[name for name in MUTANTS if name], help="damage the events: the run must notice")
+    parser.add_argument("--accept", action="store_true", help="list new failures that assert emitted SQL or count statements")
+    parser.add_argument("modules", nargs="*", help="files or folders of SQLAlchemy's tests; all that concern it where none is given")
+    options = parser.parse_args()
+    CACHE.mkdir(exist_ok=True)
+    started = time.monotonic()
+    outcomes = [prove(database, options) for database in (MODULES if options.database == "all" else [options.database])]
+    for outcome in outcomes:
+        tell(outcome)
+    print(f"SQLAlchemy {sdist.VERSION}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}, {time.monotonic() - started:.0f} s")
+    print(table(outcomes))
+    if options.accept:
+        accept(outcomes)
+    if options.json:
+        Path(options.json).write_text(json.dumps({"sqlalchemy": sdist.VERSION, "databases": [asdict(one) for one in outcomes]}, indent=1) + "\n")
+    return 0 if all(outcome.good for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

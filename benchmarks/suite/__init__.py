@@ -1,0 +1,1 @@
+"""SQLAlchemy's own tests as a proof of capture: see docs/proof.md."""

@@ -1,0 +1,132 @@
+"""Capture on every engine that a test makes, and the listeners that take its proof."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.sql.dml import UpdateBase
+
+from sqla_events.bridge import refuse_autocommit
+from sqla_events.capture import Capture
+from sqla_events.capture.make import schema_of
+from sqla_events.capture.plan import table_of, unwrapped
+from sqla_events.capture.settings import CaptureSettings
+from sqla_events.errors import ConfigError
+from sqla_events.schema import Tables
+from sqla_events.signals import Fact, Gap, Signals
+
+from .mutants import MUTANTS, Mutant
+from .postgresql import PostgreSQL
+from .proof import DEFAULT_SCHEMA, Proof, Report, writes
+from .sqlite import SQLite
+
+DATABASES = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
+DRIVERS = ("pysqlite", "psycopg")
+KEY = "sqla_events_suite"
+
+_ENDS = re.compile(r"\s*(COMMIT|END|ROLLBACK(?!\s+TO)|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
+
+proofs: WeakSet[Proof] = WeakSet()
+_report: Callable[[], Report] = Report
+_mutate: Mutant = MUTANTS[None]
+
+
+def install(mutant: str | None, report: Callable[[], Report]) -> None:
+    """Let every engine that is made from now on be hooked."""
+    global _report, _mutate
+    _report, _mutate = report, MUTANTS[mutant]
+    made = Engine.__init__
+
+    def init(self: Engine, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        dialect = self.dialect
+        if type(self) is Engine and getattr(dialect, "driver", None) in DRIVERS and not dialect.is_async:
+            Hooked(self, DATABASES[dialect.name])
+
+    Engine.__init__ = init  # type: ignore[method-assign]
+
+
+def check_all() -> None:
+    """At the end of a test: whatever is not committed yet."""
+    for proof in list(proofs):
+        _over(proof)
+
+
+def _over(proof: Proof) -> None:
+    """A transaction ends, or a test does."""
+    _safely(lambda: proof.check(_report(), _mutate))
+    proof.forget()
+
+
+def _safely(step: Callable[[], None]) -> None:
+    """A check that fails by itself must not disturb the test, nor go unnoticed."""
+    try:
+        step()
+    except Exception as error:
+        _report().unchecked.append(f"{type(error).__name__}: {error}" )
+
+
+class Hooked:
+    """One engine with capture and proof."""
+
+    def __init__(self, engine: Engine, database: Any) -> None:
+        self.database = database
+        self.proof: Proof | None = None
+        """Of the statement that ran last."""
+        signals = Signals()
+        signals.subscribe(self._fact)
+        settings = CaptureSettings(default_schema=DEFAULT_SCHEMA)
+        self.capture = Capture(engine, settings, Tables(database.names), "suite", lambda _: lambda _: None, signals)
+        try:
+            refuse_autocommit(engine)
+        except ConfigError:
+            return
+        event.listen(engine, "connect", self._connect)
+        for name in ("before_execute", "before_cursor_execute", "rollback", "rollback_twophase"):
+            event.listen(engine, name, getattr(self, f"_{name}"))
+        self.capture.install()
+        for name in ("commit", "prepare_twophase", "commit_twophase", "reset"):
+            event.listen(engine, name, getattr(self, f"_{name}"))
+
+    def _connect(self, raw: Any, record: Any) -> None:
+        self.database.prepare(raw)
+        record.info[KEY] = proof = Proof(self.database, raw)
+        proofs.add(proof)
+
+    def _before_execute(self, connection: Connection, element: Any, *_: Any) -> None:
+        proof = connection.info.get(KEY)
+        for statement in (unwrapped(element), *(one.element for one in getattr(element, "_independent_ctes", ()))):
+            if proof is not None and isinstance(statement, UpdateBase) and (table := table_of(statement)) is not None:
+                proof.tables[schema_of(table, connection), str(table.name)] = table
+
+    def _before_cursor_execute(self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
+        self.proof = proof = connection.info.get(KEY)
+        if proof is None:
+            return
+        proof.connections[connection] = self.capture
+        if _ENDS.match(sql):
+            _over(proof)
+        elif writes(sql, context):
+            _safely(proof.before_write)
+
+    def _commit(self, connection: Connection, *_: Any) -> None:
+        proof = connection.info.get(KEY)
+        if proof is not None:
+            _over(proof)
+
+    _rollback = _rollback_twophase = _prepare_twophase = _commit_twophase = _commit
+
+    def _reset(self, dbapi_connection: Any, connection_record: Any, reset_state: Any) -> None:
+        if (proof := connection_record.info.get(KEY)) is not None:
+            proof.forget()
+
+    def _fact(self, fact: Fact) -> None:
+        if isinstance(fact, Gap):
+            _report().gaps.append(f"{fact.reason}: {fact.statement}")
+            if self.proof is not None:
+                self.proof.gaps.add(fact.table)
