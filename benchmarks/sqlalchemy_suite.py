@@ -23,14 +23,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.suite import sdist
 from benchmarks.suite.mutants import MUTANTS
 from benchmarks.suite.outcome import Excuses, Outcome, Record, classified, compared, records, table
 from tests.servers.postgres import PostgresServer
 
+ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".sqlalchemy-suite"
 EXCUSED = Path(__file__).parent / "suite" / f"excused-{sdist.LINE}.txt"
 MODULES = {"sqlite": ("test/orm", "test/ext"), "postgresql": ("test/orm",)}
