@@ -13,7 +13,6 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from sqla_events.bridge import refuse_autocommit
 from sqla_events.capture import Capture
-from sqla_events.capture.make import schema_of
 from sqla_events.capture.plan import table_of, unwrapped
 from sqla_events.capture.settings import CaptureSettings
 from sqla_events.errors import ConfigError
@@ -57,6 +56,10 @@ def check_all() -> None:
         _over(proof)
 
 
+def _proof_of(connection: Connection) -> Proof | None:
+    return None if connection.closed or connection.invalidated else connection.info.get(KEY)
+
+
 def _over(proof: Proof) -> None:
     """A transaction ends, or a test does."""
     _safely(lambda: proof.check(_report(), _mutate))
@@ -69,6 +72,16 @@ def _safely(step: Callable[[], None]) -> None:
         step()
     except Exception as error:
         _report().unchecked.append(f"{type(error).__name__}: {error}" )
+
+
+def _note_tables(proof: Proof, connection: Connection, context: Any) -> None:
+    """Which Table an event of a name will be about: that of the statement, or what foreign keys reach from it."""
+    statement = unwrapped(getattr(context, "invoked_statement", None))
+    if not isinstance(statement, UpdateBase) or (table := table_of(statement)) is None:
+        return
+    translate = context.execution_options.get("schema_translate_map") or {}
+    for other in (*table.metadata.tables.values(), table):
+        proof.tables[translate.get(other.schema, other.schema), str(other.name)] = other
 
 
 class Hooked:
@@ -87,7 +100,7 @@ class Hooked:
         except ConfigError:
             return
         event.listen(engine, "connect", self._connect)
-        for name in ("before_execute", "before_cursor_execute", "rollback", "rollback_twophase"):
+        for name in ("before_cursor_execute", "rollback", "rollback_twophase"):
             event.listen(engine, name, getattr(self, f"_{name}"))
         self.capture.install()
         for name in ("commit", "prepare_twophase", "commit_twophase", "reset"):
@@ -98,24 +111,19 @@ class Hooked:
         record.info[KEY] = proof = Proof(self.database, raw)
         proofs.add(proof)
 
-    def _before_execute(self, connection: Connection, element: Any, *_: Any) -> None:
-        proof = connection.info.get(KEY)
-        for statement in (unwrapped(element), *(one.element for one in getattr(element, "_independent_ctes", ()))):
-            if proof is not None and isinstance(statement, UpdateBase) and (table := table_of(statement)) is not None:
-                proof.tables[schema_of(table, connection), str(table.name)] = table
-
     def _before_cursor_execute(self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
-        self.proof = proof = connection.info.get(KEY)
+        self.proof = proof = _proof_of(connection)
         if proof is None:
             return
         proof.connections[connection] = self.capture
+        _note_tables(proof, connection, context)
         if _ENDS.match(sql):
             _over(proof)
         elif writes(sql, context):
             _safely(proof.before_write)
 
     def _commit(self, connection: Connection, *_: Any) -> None:
-        proof = connection.info.get(KEY)
+        proof = _proof_of(connection)
         if proof is not None:
             _over(proof)
 

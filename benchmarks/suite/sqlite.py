@@ -87,15 +87,21 @@ def _all(raw: Any, sql: str) -> list[Any]:
 
 
 class _Row(tuple[Any, ...]):
-    """A row that is equal to another only if all values have the same storage class: 1 is not 1.0."""
+    """A row that is equal to another only if all values have the same storage class: 1 is not 1.0.
+
+    Of a moment SQLite itself writes ``12:00:00`` and SQLAlchemy ``12:00:00.000000``: the same value of the column's type.
+    """
 
     __slots__ = ()
 
+    def _form(self) -> str:
+        return repr([one.removesuffix(".000000") if isinstance(one, str) else one for one in self])
+
     def __hash__(self) -> int:
-        return hash(repr(tuple(self)))
+        return hash(self._form())
 
     def __eq__(self, other: object) -> bool:
-        return repr(tuple(self)) == repr(other if not isinstance(other, tuple) else tuple(other))
+        return isinstance(other, _Row) and self._form() == other._form()
 
 
 def _tables(raw: Any) -> list[tuple[str, str]]:

@@ -223,6 +223,8 @@ class TableCodec:
         self.all_keys = tuple(column.key for column in table.columns if column.key in self.columns or column.key in key)
         """What is wanted from the database of a row."""
         self._key_codecs = {name: self.columns.get(name) or ColumnCodec(table.columns[name], dialect) for name in key}
+        self.triggered = _triggered(table, dialect)
+        """Keys of columns that triggers set, where RETURNING does not tell."""
         self._dialect = dialect
         self._kinds: dict[str, TypeEngine[Any]] = {}
         self._plain_key = all(codec.bind is None for codec in self._key_codecs.values())
@@ -250,6 +252,13 @@ class TableCodec:
             known = self.columns.get(key) or self._key_codecs.get(key)
             self._kinds[key] = (known or ColumnCodec(self.table.columns[key], self._dialect)).kind
         return self._kinds[key]
+
+    def level(self, key: str, value: Any) -> Any:
+        """A value of the primary key at the level of the SQL type, wherever it came from."""
+        if type(value) is Loaded:
+            return value.value
+        bind = self._key_codecs[key].bind
+        return value if bind is None else bind(value)
 
     def side(self, values: Mapping[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
         """Column name -> what the JSON encoder takes. A Loaded value is at the level of the SQL type, others are as bound."""
@@ -327,3 +336,17 @@ class TableCodec:
         bound = type(value) is not Loaded
         return self._lowered(codec, value if bound else value.value, "key", {}, bound)
 
+
+
+def _triggered(table: sa.Table, dialect: Dialect) -> dict[str, bool]:
+    """Keys of columns that triggers set; True: on UPDATE too.
+
+    On SQLite, where what is returned of a row is how it was before its triggers ran; so such a table has
+    ``implicit_returning=False``, and of these columns the metadata says no more than that the database sets them.
+    """
+    plain = sa.FetchedValue
+    return {
+        column.key: type(column.server_onupdate) is plain
+        for column in (table.columns if dialect.name == "sqlite" and not table.implicit_returning else ())
+        if plain in (type(column.server_default), type(column.server_onupdate))
+    }

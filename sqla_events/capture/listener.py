@@ -20,9 +20,9 @@ from . import gaps, many, ride
 from .buffer import Buffer, buffer_of
 from .cascades import Cascades
 from .codec import TableCodec
-from .plan import Plan, Row, Shape, program_of, shape_of, unwrapped
+from .plan import Plan, Row, program_of, shape_of, unwrapped
 from .rows import deleted, inserted, matched, updated, whole_rows
-from .select import present_rows, still_there
+from .select import present_rows, refresh, still_there
 
 MAX_STATES = 20_000
 
@@ -53,7 +53,7 @@ class Listener:
 
     def listen(self) -> None:
         """Hook in."""
-        self._add(self._engine, "before_execute", self._before_execute, retval=True)
+        self._add(self._engine, "before_execute", self._before_execute)
         self._add(self._engine, "before_cursor_execute", self._before_cursor, retval=True)
         self._add(self._engine, "do_executemany", self._execute_many)
         self._add(self._engine, "after_cursor_execute", self._after_cursor)
@@ -76,17 +76,14 @@ class Listener:
 
     def _before_execute(
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any]
-    ) -> Any:
+    ) -> None:
         shape = shape_of(element)
         codec = None if shape is None else self._codec_of(shape.table)
         if shape is None or codec is None or not codec.writes(shape):
-            return element, multi, single
+            return
         buffer = buffer_of(connection)
         buffer.refuse_autocommit(connection)
-        if shape.verb == "create" and len(multi) > 1:
-            element, shape = _telling_keys(connection, element, shape, multi)
         buffer.plans.append(Plan(element, unwrapped(element), shape, codec, len(multi) > 1, self._always))
-        return element, multi, single
 
     def _before_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
@@ -187,7 +184,7 @@ class Listener:
         if not plan.whole:
             plan.rode += rows
         elif plan.reached is None:
-            self._emit(connection, buffer, plan, whole_rows(plan, context, rows))
+            self._tell(connection, buffer, plan, whole_rows(plan, context, rows))
         else:
             plan.reached.held += whole_rows(plan, context, rows)
 
@@ -216,7 +213,12 @@ class Listener:
         if plan.reached is not None:
             self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
         elif rows:
-            self._emit(connection, buffer, plan, rows)
+            self._tell(connection, buffer, plan, rows)
+
+    def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Sequence[Row]) -> None:
+        if plan.codec.triggered and plan.verb != "delete":
+            refresh(connection, plan, rows)
+        self._emit(connection, buffer, plan, rows)
 
     def _cascaded(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[Row]) -> None:
         """What a statement wrote and what the database changed with it, in an order that foreign keys allow on a replay."""
@@ -224,7 +226,7 @@ class Listener:
         caused = list(self._cascades.changed(connection, plan, plan.reached, rows, self._missed)) if rows else []
         parts = [*reversed(caused), (plan, rows)] if plan.verb == "delete" else [(plan, rows), *caused]
         for one, of_one in parts:
-            self._emit(connection, buffer, one, of_one)
+            self._tell(connection, buffer, one, of_one)
 
     def _missed(self, plan: Plan, reason: str) -> None:
         if self._on_gap is not None:
@@ -249,30 +251,6 @@ class Listener:
             for table in mapper.tables:
                 states[table, state.key[1]] = state
         return EXT_CONTINUE
-
-
-def _telling_keys(connection: Connection, element: Any, shape: Shape, multi: Any) -> tuple[Any, Shape]:
-    """A bulk INSERT that will say which keys and server defaults its rows got, where it would not and they are not given.
-
-    It then goes out as ``insertmanyvalues`` instead of the driver's executemany, which returns nothing.
-    """
-    if not isinstance(element, sa.Insert) or not connection.dialect.insert_executemany_returning:
-        return element, shape
-    if element._returning or element._return_defaults or element._multi_values or element.select is not None:
-        return element, shape
-    if shape.given and not _unsaid(shape.table, multi[0]):
-        return element, shape
-    telling = element.return_defaults()
-    told = shape_of(telling)
-    assert told is not None
-    return telling, told
-
-
-def _unsaid(table: sa.Table, given: Mapping[str, Any]) -> bool:
-    return any(
-        column.key not in given and (column.primary_key or column.server_default is not None)
-        for column in table.columns
-    )
 
 
 def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> None:

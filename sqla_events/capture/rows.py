@@ -88,7 +88,8 @@ class _Shape(msgspec.Struct):
 
 def inserted(plan: Plan, context: Any) -> list[Row]:
     """One row for each set of parameters that went in."""
-    parameters, told = context.compiled_parameters, _told(plan, context)
+    told = _told(plan, context)
+    parameters = context.compiled_parameters[: len(told)]  # fewer rows where a listener of the user's dropped some
     shape = _columns(plan, program_of(plan.shape, context), told[0] if told else {})
     rows = []
     for index, given in enumerate(parameters):

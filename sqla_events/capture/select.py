@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .codec import Loaded, TableCodec
-from .plan import Plan
+from .plan import Plan, Row
 from .rows import key_after
 
 Values = dict[str, Loaded]
@@ -91,6 +91,19 @@ def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, 
     keys = [tuple(key_after(plan, given).values()) for given in sets]
     found = {codec.key_text(row) for row in matching(connection, plan, codec, codec.key, keys, codec.key, bound=True)}
     return [given for given in sets if codec.key_text(key_after(plan, given)) in found]
+
+
+def refresh(connection: Connection, plan: Plan, rows: Sequence[Row]) -> None:
+    """Put into rows what triggers have set: what SQLite returns of a row is how it was before they ran."""
+    codec = plan.codec
+    names = [name for name, on_update in codec.triggered.items() if on_update or plan.verb == "create"]
+    keys = [{name: (row.after or {}).get(name, row.key.get(name)) for name in codec.key} for row in rows]
+    levels = [tuple(codec.level(name, value) for name, value in key.items()) for key in keys]
+    found = {codec.key_text(one): one for one in matching(connection, plan, codec, codec.key, levels, (*codec.key, *names))}
+    for row, key in zip(rows, keys, strict=True):
+        one = found.get(codec.key_text(key))
+        if one is not None and row.after is not None:
+            row.after.update({name: one[name] for name in names})
 
 
 def _portions(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
