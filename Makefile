@@ -51,8 +51,9 @@ bench: bench-capture bench-relay
 bench-capture: $(VENV)/.test
 	$(RUN) benchmarks/capture.py $(JSON_OPTION) $(ARGS)
 
+# PEERS=1 measures other Python outboxes too, each in an environment of its own below .peers/.
 bench-relay: $(VENV)/.test
-	$(RUN) benchmarks/relay.py $(JSON_OPTION) $(ARGS)
+	PEERS=$(PEERS) $(RUN) benchmarks/relay.py $(JSON_OPTION) $(ARGS)
 
 wheel: $(VENV)/.test
 	$(RUN) -m hatchling build -t wheel
@@ -78,5 +79,5 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf .venv .venv20 build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv20 .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

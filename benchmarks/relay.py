@@ -1,173 +1,111 @@
-"""How fast committed events leave the log, and how soon: one process, PostgreSQL on the same machine.
+"""How fast committed events leave the log, and how soon: one process, servers on the same machine.
 
-    python benchmarks/relay.py [--json FILE] [--events N] [--seconds N]
+    python benchmarks/relay.py [--json FILE] [--events N] [--seconds N] [--peers]      (or make bench-relay, PEERS=1)
 
-``read_commit`` reads and commits positions alone; ``postgres_to_handler`` ends in a no-op handler, a function or a
-coroutine function. The ceiling beside them is a bare driver that reads the same rows by keyset in batches of the same
-size, in the same run. Latency is from before COMMIT to the handler, at 100 commits a second.
+Every rate stands beside its ceiling, measured in the same run: a bare driver that reads, or publishes, as many bytes in
+batches of the same size. Latency is from before COMMIT is sent to the handler, at 100 commits a second; beside it stand
+the commit alone and one bare read of the same statement. Peers drain a backlog of the same size of event, see peers.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
-import resource
-import statistics
 import sys
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
-from benchmarks.model import Base, Item, item
+from benchmarks import doorbell, drains, peers, prompt
+from benchmarks.measured import Cost, apart
+from benchmarks.model import Base, Item
 from benchmarks.report import Figure, publish
 from benchmarks.servers import postgres
-from sqla_events import Config, Event, install_crud_hooks, log
 from sqla_events.alembic import upgrade
-from sqla_events.bridge import Database, Doorbell
-from sqla_events.broker import Broker
-from sqla_events.log.reader import leased
-from sqla_events.log.settings import ReaderSettings
-from sqla_events.schema import Tables
-from sqla_events.signals import Signals
-
-BATCH = 2000
-TABLES = Tables()
+from sqla_events.errors import ConfigError
+from tests.servers.nats import NatsServer
+from tests.servers.postgres import PostgresServer
+from tests.servers.redis import RedisServer
 
 
-def fill(engine: sa.Engine, count: int) -> None:
-    """A backlog of events of about 400 bytes, each of another row."""
-    body = {"key": {"id": 0}, "after": {"name": "x" * 120, "email": "y" * 80, "note": "z" * 60}}
-    with engine.begin() as connection:
-        for start in range(0, count, 5000):
-            rows = range(start, min(start + 5000, count))
-            log.append(
-                connection, TABLES, [Event(type="public.items.create", payload=body, key=str(row)) for row in rows]
-            )
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM ANALYZE events")
+def cost(name: str, measured: Cost, baseline: str, top: Cost) -> Iterator[Figure]:
+    """One drain as figures."""
+    yield Figure(name, measured.rate, "events/s", baseline, measured.rate / top.rate)
+    yield Figure(f"{name}_per_cpu_second", measured.count / measured.cpu, "events/s")
+    both = measured.cpu + measured.server_cpu
+    yield Figure(f"{name}_per_cpu_second_with_postgres", measured.count / both, "events/s")
+    yield Figure(f"{name}_rss", measured.rss, "MB")
 
 
-def ceiling(engine: sa.Engine, count: int) -> float:
-    """Rows a second that a bare cursor reads by keyset."""
-    raw = engine.raw_connection()
-    cursor = raw.cursor()
-    started, last, seen = time.perf_counter(), 0, 0
-    while seen < count:
-        cursor.execute(f"SELECT seq, payload::text FROM events WHERE seq > {last} ORDER BY seq LIMIT {BATCH}")
-        rows = cursor.fetchall()
-        last, seen = rows[-1][0], seen + len(rows)
-    seconds = time.perf_counter() - started
-    raw.rollback()
-    raw.close()
-    return count / seconds
+def throughput(url: str, server: int, count: int, redis: RedisServer, nats: NatsServer) -> Iterator[Figure]:
+    """From the log to nowhere, to Redis, to NATS, to handlers."""
+    top = apart(drains.bare_read, url, server, count)
+    yield Figure("bare_read", top.rate, "events/s")
+    yield from cost("read_commit", apart(drains.read_commit, url, server, count), "bare_read", top)
+    for name, settings, bare, target in (
+        ("redis", {"redis": {"url": redis.url}}, drains.bare_redis, redis.url),
+        ("nats", {"nats": {"url": nats.url}}, drains.bare_nats, ("127.0.0.1", nats.port)),
+    ):
+        try:
+            measured = apart(drains.to_provider, url, server, count, {"provider": name, **settings})
+        except ConfigError as error:
+            print(f"postgres_to_{name}: not measured: {error}")
+            continue
+        ceiling = apart(bare, target, server, count)
+        yield Figure(f"bare_{name}", ceiling.rate, "events/s")
+        yield from cost(f"postgres_to_{name}", measured, f"bare_{name}", ceiling)
+    handlers = [apart(drains.to_handler, url, server, count, coroutine) for coroutine in (False, True)]
+    yield from cost("postgres_to_handler_sync", handlers[0], "bare_read", top)
+    yield from cost("postgres_to_handler_async", handlers[1], "bare_read", top)
+    slower = min(handlers, key=lambda one: one.rate)
+    yield Figure("postgres_to_handler", slower.rate, "events/s", "bare_read", slower.rate / top.rate)
 
 
-async def read_commit(engine: sa.Engine, count: int) -> float:
-    """Events a second that a reader hands out, settles and commits."""
-    database = Database(engine)
-    settings = ReaderSettings("read", "bench", batch_size=BATCH, prefetch=2 * BATCH)
-    started, seen = time.perf_counter(), 0
-    async with leased(database, TABLES, settings, Signals(), Doorbell()) as reader:
-        async for batch in reader.batches():
-            reader.settle([delivery.row.seq for delivery in batch])
-            seen += len(batch)
-            if seen >= count:
-                break
-    seconds = time.perf_counter() - started
-    await database.close()
-    return count / seconds
+@contextmanager
+def database(server: PostgresServer, name: str) -> Iterator[tuple[str, sa.Engine]]:
+    """A database with the log and the table ``items``: its URL, and an engine."""
+    url = server.url("psycopg", server.create_database(name=name))
+    upgrade(url)
+    engine = sa.create_engine(url)
+    Base.metadata.create_all(engine, tables=[Item.__table__])  # type: ignore[list-item]
+    try:
+        yield url, engine
+    finally:
+        engine.dispose()
 
 
-def to_handler(engine: sa.Engine, count: int, *, coroutine: bool) -> tuple[float, float]:
-    """Events a second to a no-op handler, and events a CPU second of this process."""
-    seen, done = 0, threading.Event()
-
-    def plain(event: Event) -> None:
-        nonlocal seen
-        seen += 1
-        if seen >= count:
-            done.set()
-
-    async def awaited(event: Event) -> None:
-        plain(event)
-
-    broker = Broker(Config(batch_size=BATCH, buffer_size=2 * BATCH, consumer_group=f"handler-{coroutine}"), engine)
-    broker.subscribe("*", handler=awaited if coroutine else plain)
-    started, cpu = time.perf_counter(), time.process_time()
-    broker.start()
-    done.wait()
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    broker.stop()
-    return count / seconds, count / cpu
-
-
-def latency(engine: sa.Engine, seconds: float) -> list[float]:
-    """Milliseconds from before each COMMIT to the handler, in one process, oldest first."""
-    started: dict[str, float] = {}
-    taken: list[float] = []
-    broker = install_crud_hooks(engine, consumer_group="latency")
-
-    async def handler(event: Event) -> None:
-        if event.key in started:
-            taken.append((time.perf_counter() - started[event.key]) * 1000)
-
-    broker.subscribe("public.items.create", handler=handler)
-    broker.start()
-    wait(lambda: not sum(part.lag for part in broker.stats() if part.group == "latency"))
-    for number in range(int(seconds * 100)):
-        with Session(engine) as session:
-            session.add(item(10_000_000 + number))
-            session.flush()
-            started[str(10_000_000 + number)] = time.perf_counter()
-            session.commit()
-        threading.Event().wait(0.01)
-    wait(lambda: len(taken) == int(seconds * 100))
-    broker.uninstall()
-    return taken
-
-
-def wait(condition: Callable[[], Any]) -> None:
-    """Until it holds."""
-    while not condition():
-        threading.Event().wait(0.05)
+def ours(server: PostgresServer, options: argparse.Namespace) -> Iterator[Figure]:
+    """Everything of ours."""
+    redis, nats = RedisServer(), NatsServer()
+    redis.start()
+    nats.start()
+    with database(server, "backlog") as (url, engine):
+        drains.fill(engine, options.events)
+        yield from throughput(url, server.pid, options.events, redis, nats)
+    redis.remove()
+    nats.remove()
+    with database(server, "prompt") as (url, engine):
+        yield from prompt.figures(url, engine, server.pid, options.seconds)
+    with database(server, "doorbell") as (url, _):
+        yield from doorbell.figures(url, options.seconds)
 
 
 def main() -> None:
     """Run everything once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default=os.environ.get("JSON"))
-    parser.add_argument("--events", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--events", type=int, default=200_000)
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement of latency and of commits")
+    parser.add_argument("--peers", action="store_true", default=os.environ.get("PEERS") == "1")
     options = parser.parse_args()
-    found: list[Figure] = []
     with postgres() as server:
-        url = server.url("psycopg", server.create_database(name="bench"))
-        upgrade(url)
-        engine = sa.create_engine(url)
-        Base.metadata.create_all(engine, tables=[Item.__table__])  # type: ignore[list-item]
-        fill(engine, options.events)
-        top = ceiling(engine, options.events)
-        found.append(Figure("ceiling", top, "events/s"))
-        rate = asyncio.run(read_commit(engine, options.events))
-        found.append(Figure("read_commit", rate, "events/s", "ceiling", rate / top))
-        for coroutine in (False, True):
-            rate, by_cpu = to_handler(engine, options.events, coroutine=coroutine)
-            name = f"postgres_to_handler_{'async' if coroutine else 'sync'}"
-            found.append(Figure(name, rate, "events/s", "ceiling", rate / top))
-            found.append(Figure(f"{name}_per_cpu_second", by_cpu, "events/s"))
-        taken = sorted(latency(engine, options.seconds))
-        found.append(Figure("latency_in_process_p50", statistics.median(taken), "ms"))
-        found.append(Figure("latency_in_process_p99", taken[int(len(taken) * 0.99)], "ms"))
-        found.append(Figure("rss", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MB"))
-        engine.dispose()
+        found = list(ours(server, options))
+        if options.peers:
+            found += peers.figures(server)
     publish(found, options.json)
 
 

@@ -15,7 +15,7 @@ class DurablePostgres(PostgresServer):
 
     @property
     def command(self) -> list[str | Path]:  # type: ignore[override]
-        options = ("fsync=on", "full_page_writes=on", "shared_buffers=512MB", "max_wal_size=4GB")
+        options = ("fsync=on", "wal_level=logical", "full_page_writes=on", "shared_buffers=512MB", "max_wal_size=4GB")
         return [*super().command, *(part for option in options for part in ("-c", option))]
 
 

@@ -101,6 +101,12 @@ class Child:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        assert self._process is not None
+        return self._process.pid
+
     def ready(self) -> bool:
         """Whether it answers."""
         return answers(self.port)
