@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from . import inspection, replaying
+from . import inspection, log, replaying
 from .bridge import Doorbell, LoopThread, answer, run_until_signal
 from .capture import Capture
 from .config import Config
@@ -193,23 +193,30 @@ class Broker:
         else:
             call(*arguments)
 
-    def pause(self, subscription: Handler | str, group: str | None = None) -> None:
-        """Call this handler (or the subscription of this name) with nothing more in this process, until :meth:`resume`.
+    def pause(self, subscription: Handler | str, group: str | None = None, *, everywhere: bool = False) -> Any:
+        """Call this handler (or the subscription of this name) with nothing more until :meth:`resume`.
 
         Events wait for it, in order. They count as in hand: once ``buffer_size`` of them wait, the other subscriptions
         of its group wait with it, so give one that is paused for long a group of its own.
 
-        :raises ConfigError: if the group has no such subscription.
+        :param everywhere: in every process with this database, within a second, and over restarts; in a coroutine, await
+            what is returned. Otherwise in this process, at once.
+        :raises ConfigError: if the group has no such subscription; with ``everywhere`` also without a database.
         """
+        if everywhere:
+            return self._tell_all(log.pause, subscription, group)
         with self._lock:
             subscriptions = self._subscriptions(group)
             subscriptions.paused.update(subscriptions.named(subscription))
+        return None
 
-    def resume(self, subscription: Handler | str, group: str | None = None) -> None:
-        """Go on where :meth:`pause` stopped; nothing happens if it was not paused.
+    def resume(self, subscription: Handler | str, group: str | None = None, *, everywhere: bool = False) -> Any:
+        """Go on where :meth:`pause` stopped; nothing happens if it was not paused. ``everywhere`` as there.
 
-        :raises ConfigError: if the group has no such subscription.
+        :raises ConfigError: if the group has no such subscription; with ``everywhere`` also without a database.
         """
+        if everywhere:
+            return self._tell_all(log.resume, subscription, group)
         group = group or self.config.default_group
         with self._lock:
             subscriptions = self._subscriptions(group)
@@ -219,6 +226,11 @@ class Broker:
         if runtime is not None:
             for name in names:
                 self._on_loop(runtime.resume, group, name)
+        return None
+
+    def _tell_all(self, tell: Callable[..., None], subscription: Handler | str, group: str | None) -> Any:
+        targets = self._targets(subscription, group)
+        return self._ask(lambda runtime: runtime.the_database.run(tell, runtime.tables, targets))
 
     def _subscriptions(self, group: str | None) -> Subscriptions:
         return self._groups.get(group or self.config.default_group, Subscriptions())

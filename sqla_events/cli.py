@@ -1,4 +1,4 @@
-"""The command ``sqla-events``: migrate, relay, tail, status, replay, dead-letters, demo.
+"""The command ``sqla-events``: migrate, relay, tail, status, replay, pause, resume, dead-letters, demo.
 
 What goes wrong is one line on stderr and exit code 1; a command that was typed wrongly is exit code 2.
 
@@ -230,8 +230,11 @@ def _above(broker: Broker, after: int) -> Iterator[Event]:
 def status(url: str, **options: Any) -> None:
     """Show how far every consumer group is."""
     with _broker(url, **options) as broker:
-        rows = [(s.group, s.partition, s.lag, f"{s.lag_seconds:.1f}", s.dead, s.owner or "-") for s in broker.stats()]
+        stats = broker.stats()
+    rows = [(s.group, s.partition, s.lag, f"{s.lag_seconds:.1f}", s.dead, s.owner or "-") for s in stats]
     _table(("group", "partition", "lag events", "lag seconds", "dead", "owner"), rows)
+    for group, name in sorted({(part.group, name) for part in stats for name in part.paused}):
+        click.echo(f"paused: {name} of group {group}")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -265,6 +268,29 @@ def _moment(text: str | None) -> dt.datetime | None:
     except ValueError:
         raise click.BadParameter(f"{text!r} is no time; write 2026-01-31T12:00:00Z", param_hint="--since") from None
     return moment if moment.tzinfo else moment.astimezone()
+
+
+def _on_a_subscription(command: Command) -> Command:
+    named = click.argument("subscription", metavar="SUBSCRIPTION")
+    return _configured(named(click.option("--group", help="Its group (the configured one).")(command)))
+
+
+@main.command()
+@_on_a_subscription
+def pause(url: str, subscription: str, group: str | None, **options: Any) -> None:
+    """Have every process with this database hold a subscription's events back, until it is resumed."""
+    with _broker(url, **options) as broker:
+        broker.pause(subscription, group, everywhere=True)
+    click.echo(f"paused: {subscription}")
+
+
+@main.command()
+@_on_a_subscription
+def resume(url: str, subscription: str, group: str | None, **options: Any) -> None:
+    """Let a paused subscription go on where it stopped."""
+    with _broker(url, **options) as broker:
+        broker.resume(subscription, group, everywhere=True)
+    click.echo(f"resumed: {subscription}")
 
 
 # Dead letters -------------------------------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ Settled = Callable[[str, Event, BaseException | None], None]
 
 ELSEWHERE_SECONDS = 0.5
 
+PAUSES_SECONDS = 1.0
+"""Between looks whether somebody paused a subscription for every process."""
+
 OPEN_SECONDS = 10.0
 """For which a question waits until the provider answers."""
 
@@ -84,6 +87,8 @@ class Runtime:
         self._consumers: dict[str, Consumer] = {}
         self._relays: dict[str, Relays] = {}
         self._destinations: dict[str, Provider] = {}
+        self._paused: set[tuple[str, str]] = set()
+        """Those that the database said were paused when it was asked last."""
         self.pack = packing(config.wire) or _unchanged
         self.provider_name = config.provider
 
@@ -163,6 +168,8 @@ class Runtime:
             self._part("retention", self._run_retention)
         if self.database is not None:
             self._part("elsewhere", self._look_elsewhere)
+            await until_available(self._heed_pauses, ProviderUnavailable, asyncio.sleep, self._unavailable("database"))
+            self._part("pauses", self._watch_pauses)
         for group in self._groups:
             self.consume(group)
 
@@ -239,6 +246,22 @@ class Runtime:
         """A paused subscription goes on, if its group is consumed here."""
         if (consumer := self._consumers.get(group)) is not None:
             consumer.resume(name)
+
+    async def _watch_pauses(self) -> None:
+        while True:
+            await asyncio.sleep(PAUSES_SECONDS)
+            await self._heed_pauses()
+
+    async def _heed_pauses(self) -> None:
+        """Subscriptions that somebody paused, or resumed, for every process."""
+        assert self.database is not None
+        stored = await self.database.run(log.paused, self.tables, list(self._groups))
+        known, self._paused = self._paused, stored
+        for group, name in stored - known:
+            self._groups[group].paused.add(name)
+        for group, name in known - stored:
+            self._groups[group].paused.discard(name)
+            self.resume(group, name)
 
     async def _run_consumer(self, group: str) -> None:
         assert self.provider is not None

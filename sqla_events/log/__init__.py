@@ -1,6 +1,7 @@
 """The log: SQL as plain functions of a synchronous Connection, and the reader that holds a lease on a position."""
 
 from .check import verify
+from .pauses import pause, paused, resume
 from .query import GroupStats, get_event, groups, list_events, newest, rows_by_seq, stats
 from .retention import retain
 from .writing import append
@@ -12,6 +13,9 @@ __all__ = [
     "groups",
     "list_events",
     "newest",
+    "pause",
+    "paused",
+    "resume",
     "retain",
     "rows_by_seq",
     "stats",

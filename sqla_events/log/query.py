@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +15,7 @@ from ..event import Event, Status, now
 from ..filter import like, matches
 from ..position import Position
 from ..schema import Tables
+from .pauses import paused
 from .reading import by_columns, events_of, select_rows
 from .rows import Row
 from .troubles import FAILED
@@ -177,6 +178,8 @@ class GroupStats:
     """Who holds the lease."""
     updated_at: dt.datetime | None
     """When it last moved."""
+    paused: tuple[str, ...] = ()
+    """Subscriptions of the group that are paused for every process."""
 
 
 def stats(connection: Connection, tables: Tables) -> list[GroupStats]:
@@ -184,7 +187,15 @@ def stats(connection: Connection, tables: Tables) -> list[GroupStats]:
     top, d = newest(connection, tables), tables.deliveries
     counts = connection.execute(sa.select(d.c.group, sa.func.count()).where(d.c.status == FAILED).group_by(d.c.group))
     dead: dict[str, int] = dict(tuple(row) for row in counts)
-    return [_stats(connection, tables, part, top, dead.get(part.group, 0)) for part in groups(connection, tables)]
+    parts = groups(connection, tables)
+    held = paused(connection, tables, [part.group for part in parts])
+    return [
+        replace(
+            _stats(connection, tables, part, top, dead.get(part.group, 0)),
+            paused=tuple(sorted(name for group, name in held if group == part.group)),
+        )
+        for part in parts
+    ]
 
 
 def _stats(connection: Connection, tables: Tables, part: Group, top: int, dead: int) -> GroupStats:
