@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -444,3 +446,28 @@ async def test_an_event_that_cannot_be_upcast_is_a_dead_letter() -> None:
     assert seen == [20]
     assert "no upcaster to version 2" in given[0].failures[0].error
     assert given[0].retried == []
+
+
+class Marked(Exception):
+    """An error that a weak reference can be had of."""
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_an_error_that_is_told_is_forgotten(kind: int, stopped: bool) -> None:
+    """Jobs are not followed by the garbage collector: an error that stayed in one would never go, nor what it refers to."""
+    errors: list[weakref.ref[Marked]] = []
+
+    def fail(event: Event) -> None:
+        error = Marked("no")
+        errors.append(weakref.ref(error))
+        raise error
+
+    policy = RetryPolicy(max_retries=1, initial_delay=60.0 if stopped else 0.001)
+    given = [Given(lane=str(number)) for number in range(3)]
+    async with Bench(both_kinds(fail)[kind], policy=policy) as bench:
+        bench.give(*given)
+        await until(lambda: all(one.retried if stopped else one.acked for one in given))
+    gc.collect()
+    assert len(errors) == (3 if stopped else 6)
+    assert not [error for ref in errors if (error := ref()) is not None]
