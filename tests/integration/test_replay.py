@@ -139,6 +139,20 @@ def test_a_replayed_event_that_fails_is_a_dead_letter_and_stays_marked(make: Mak
     assert numbers(inbox) == [0]
 
 
+def test_a_dead_letter_is_redriven_by_a_replay(make: Make) -> None:
+    """Into the subscription that gave up on it; it is none afterwards."""
+    broken = [ValueError("no"), ValueError("no")]
+    broker, inbox = make(), Inbox(fail=lambda event: broken.pop() if broken else None)
+    broker.subscribe("*", handler=inbox, name="h")
+    broker.start()
+    fill(broker, 1)
+    eventually(broker.dead_letters.list)
+    assert broker.replay(subscription="h") == 1
+    inbox.wait(1)
+    eventually(lambda: not broker.dead_letters.list())
+    assert numbers(inbox) == [0]
+
+
 def test_a_long_replay_survives_a_restart_in_the_middle(make: Make) -> None:
     """More events than are in hand at a time: every one comes once more, in the order of its row."""
     broker, inbox = make(buffer_size=20, batch_size=10), Inbox()

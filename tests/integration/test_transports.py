@@ -1,4 +1,4 @@
-"""Redis and NATS end to end: an application on one side, services without its models or database on the other."""
+"""Redis, NATS and the database end to end: services that have a URL and nothing else, and an application beside them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ QUICK: dict[str, Any] = {
 }
 Start = Callable[..., Broker]
 
+beside_an_application = pytest.mark.parametrize("transport", TRANSPORTS, indirect=True)
 
-@pytest.fixture(params=TRANSPORTS)
+
+@pytest.fixture(params=[*TRANSPORTS, "postgres"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """URL of an empty one."""
+    """URL of an empty one; ``postgres``: of a database with the event tables, which a service uses as its provider."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
 
@@ -89,6 +91,7 @@ assert not [name for name in sys.modules if name.startswith(("tests", "psycopg",
 """
 
 
+@beside_an_application
 def test_a_service_in_a_process_of_its_own(transport: str, app: Any) -> None:
     """With the transport's URL and nothing else: no models, no database, not even a driver is imported."""
     _, engine = app()
@@ -120,6 +123,7 @@ def test_a_service_in_a_process_of_its_own(transport: str, app: Any) -> None:
     ],
     ids=str,
 )
+@beside_an_application
 def test_forms_on_the_wire_are_transparent(app: Any, service: Start, wire: dict[str, Any]) -> None:
     """Compressed, as CloudEvents, or both: handlers get the same event, and readers need no setting."""
     inbox = Inbox()
@@ -157,6 +161,7 @@ def test_dead_letters_are_kept_at_the_transport(service: Start, transport: str) 
     assert other.dead_letters.list() == []
 
 
+@beside_an_application
 def test_what_the_transport_refuses_is_a_dead_letter_of_the_relay(app: Any, service: Start) -> None:
     """Too large for it: listed beside the others, under the relay; what comes behind it goes on."""
     writer, engine = app()
@@ -198,6 +203,7 @@ def test_replay_from_what_the_transport_keeps(service: Start) -> None:
     assert {event.id for event in search.events} == {event.id for event in sent}
 
 
+@beside_an_application
 def test_replay_from_the_log_through_the_transport(app: Any, service: Start) -> None:
     """The application has the log: it replays captured changes into a subscription of another service."""
     writer, engine = app()
