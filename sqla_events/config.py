@@ -15,7 +15,21 @@ import yaml
 from .capture.settings import CaptureSettings
 from .errors import ConfigError
 from .retry import RetryPolicy
-from .settings import BOOL, DURATION, INT, MAPPING, TEXT, Section, as_mapping, one_of, optional, section, setting, shown
+from .settings import (
+    BOOL,
+    DURATION,
+    INT,
+    MAPPING,
+    SIZE,
+    TEXT,
+    Section,
+    as_mapping,
+    one_of,
+    optional,
+    section,
+    setting,
+    shown,
+)
 from .wire import WireSettings
 
 PREFIX = "SQLA_EVENTS_"
@@ -37,21 +51,29 @@ class RedisSettings(Section):
     db: int = setting(INT, 0, "Database number.", least=0)
     username: str | None = setting(optional(TEXT), None, "ACL user.")
     password: str | None = setting(optional(TEXT), None, "Password.", secret=True)
-    stream_name: str = setting(TEXT, "sqla-events", "Key of the stream; further keys of ours start with it.")
+    stream_name: str = setting(
+        TEXT, "sqla-events", "Key of the stream; further keys of ours start with it in braces: `{sqla-events}:…`."
+    )
     consumer_group: str | None = setting(
         optional(TEXT), None, "Consumer group on this provider; null: `consumer_group`."
     )
     max_len: int | None = setting(
         optional(INT),
         None,
-        "Entries that the stream keeps at least; older ones that every group has read go. null: all.",
+        "Entries that the stream keeps; older ones go once every group has acknowledged them. null: all.",
         least=1,
     )
     max_age: float | None = setting(
-        optional(DURATION), None, "Seconds after which entries that every group has read go. null: never.", least=0
+        optional(DURATION),
+        None,
+        "Seconds after which entries go that every group has acknowledged. null: never.",
+        least=0,
     )
     trim_unread: bool = setting(
-        BOOL, False, "Let `max_len` and `max_age` also remove what a group has not read: loses events."
+        BOOL, False, "Let `max_len` and `max_age` also remove what a group has not acknowledged: loses events."
+    )
+    max_event_bytes: int = setting(
+        SIZE, 32 * 2**20, "A larger event is rejected and becomes a dead letter of the relay.", least=1
     )
 
 

@@ -17,6 +17,7 @@ def test_the_wheel_brings_its_migrations(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     assert (tmp_path / "site" / "sqla_events" / "py.typed").is_file()
+    assert (tmp_path / "site" / "sqla_events" / "providers" / "redis" / "lua" / "take.lua").is_file()
     script = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import sqla_events.alembic as a;"
         "assert str(a.migrations()).startswith(sys.argv[1]), a.migrations();"

@@ -105,8 +105,7 @@ class Arriving:
         patterns = ("public.users.*", "*.*.delete", "public.order_*.create", "the.end")
         async with opened(transport) as provider, consuming(provider, patterns=patterns) as stream:
             await publish(provider, *sent, last)
-            await stream.until(lambda: stream.deliveries and stream.deliveries[-1].type == "the.end")
+            await stream.until(lambda: wanted.keys() <= {delivery.type for delivery in stream.deliveries})
             got = [delivery.type for delivery in stream.deliveries]
-            assert wanted.keys() <= set(got)
             if provider.features.provider_filter:
                 assert sorted(got) == sorted(wanted)

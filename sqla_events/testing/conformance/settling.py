@@ -35,10 +35,11 @@ class Settling:
             await publish(provider, *sent)
             for delivery in (await stream.take(20))[:13]:
                 delivery.ack()
+            left = stream.ids[13:]
         async with opened(transport) as provider, consuming(provider, consumer="two") as stream:
             await publish(provider, *(late := events(1, 20)))
             await stream.take(8)
-            assert sorted(stream.ids) == sorted(str(event.id) for event in (*sent[13:], *late))
+            assert sorted(stream.ids) == sorted([*left, str(late[0].id)])
 
     async def test_no_more_than_the_prefetch_is_in_hand(self, transport: Transport) -> None:
         """The provider waits for acknowledgements; then it goes on."""

@@ -1,0 +1,2 @@
+-- Without a relay: append and nothing else.
+append(1, 1)

@@ -1,0 +1,167 @@
+"""Publishing: one server-side call a batch, which appends every entry and stores the relay's position with them.
+
+Why a script: entries and position change together or not at all, so there is no moment between them at which a relay can
+die and publish something twice. It is also the fastest way that a Python process has (a pipeline of XADD needs a reply
+for every entry).
+
+Three things are compared before anything is appended. The *epoch* of the lease: a newer relay has taken over. The
+*partitions* of the relay: the group is split otherwise now. The *number* of the batch within the epoch: an attempt whose
+answer was lost has gone through (then it counts), or the server has gone back to an older state (then the relay must
+begin anew from what is stored, see relay.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from ...errors import LeaseLost, PublishRejected
+from ...position import Position
+from ...provider import Batch, Kept, Message
+from .keys import Keys
+from .layout import Layout
+from .link import Link, script
+
+PLAIN = script("append", "publish_plain")
+RELAYED = script("append", "publish_relayed")
+RESUME = script("resume")
+STORED = b"stored"
+
+
+@dataclass
+class Place:
+    """Where a relay is, as this process left it in the server."""
+
+    epoch: int
+    number: int
+    """Batches of this epoch that were stored."""
+    position: str
+    batch: str
+    """Names what was stored last."""
+    ahead: Position | None
+    """What was stored in earlier epochs, until the relay's own position has caught up with it."""
+
+
+class Publishing:
+    """All relays of one process; each calls one at a time."""
+
+    def __init__(self, link: Link, layout: Layout, max_bytes: int) -> None:
+        self._link = link
+        self._layout = layout
+        self._max_bytes = max_bytes
+        self._places: dict[tuple[str, int, int], Place] = {}
+
+    async def publish(self, batch: Batch) -> None:
+        """See provider.Provider."""
+        self._check(batch.messages)
+        if batch.group:
+            await self._relayed(batch)
+        elif batch.messages:
+            keys = await self._layout.keys()
+            await self._link.run(PLAIN, keys.streams, _entries(keys, batch.messages))
+
+    async def resume(self, lease: Batch, replace: bool = False) -> Kept:
+        """See provider.PositionKeeper."""
+        arguments = (lease.partitions, lease.epoch, lease.position, "1" if replace else "")
+        answer = await self._link.run(RESUME, _keys(await self._layout.keys(), lease), arguments)
+        newer, *state = [part.decode() for part in answer]
+        if newer:
+            raise LeaseLost(
+                f"Redis has epoch {newer} of relay {lease.group!r}, partition {lease.partition}; ours is {lease.epoch}"
+            )
+        number, position, batch, seq, identity = state
+        name, place = _name(lease), self._places.get(_name(lease))
+        if place is None or place.epoch != lease.epoch or replace:
+            ahead = Position.from_text(position) if position else None
+            self._places[name] = Place(lease.epoch, int(number), position, batch, ahead)
+        elif (place.number, place.position) != (int(number), position):
+            raise self._gone_back(lease)
+        return Kept(position, int(seq) if seq else None, identity)
+
+    async def _relayed(self, batch: Batch) -> None:
+        place = self._places.get(_name(batch))
+        if place is None or place.epoch != batch.epoch:
+            await self.resume(batch)
+            place = self._places[_name(batch)]
+        name = _batch_name(batch.messages)
+        if name and (batch.position, name) == (place.position, place.batch):
+            return  # the same batch again
+        messages, position = batch.messages, batch.position
+        if place.ahead is not None:
+            messages, position = _joined(place, batch)
+        if messages:
+            await self._store(batch, place, messages, position, name)
+
+    async def _store(self, batch: Batch, place: Place, messages: Sequence[Message], position: str, name: str) -> None:
+        last = max(messages, key=_seq)
+        arguments = [batch.partitions, batch.epoch, place.number, position, name, _seq(last), last.id if last.seq else ""]
+        keys = await self._layout.keys()
+        arguments += _entries(keys, messages)
+        answer = await self._link.run(RELAYED, _keys(keys, batch) + keys.streams, arguments)
+        number = str(place.number + 1)
+        ours = [text.encode() for text in (str(batch.epoch), number, position, name)]
+        if answer not in (STORED, ours):
+            raise self._gone_back(batch)
+        place.number, place.position, place.batch = int(number), position, name
+
+    def _gone_back(self, batch: Batch) -> LeaseLost:
+        self._places.pop(_name(batch), None)
+        return LeaseLost(
+            f"the position of relay {batch.group!r}, partition {batch.partition} in Redis is not what epoch {batch.epoch} "
+            "left there: there is a newer relay, or the server has lost its last writes; relaying begins anew"
+        )
+
+    # What is sent ------------------------------------------------------------------------------------------------
+
+    def _check(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if len(message.body) > self._max_bytes:
+                raise PublishRejected(
+                    message.id, f"it has {len(message.body)} bytes; redis.max_event_bytes is {self._max_bytes}"
+                )
+
+
+def _entries(keys: Keys, messages: Sequence[Message]) -> list[str | bytes | int]:
+    """How many each stream gets, then all of them in the order of the streams."""
+    if keys.partitions == 1:
+        return [len(messages), *_fields(messages)]
+    shares: list[list[Message]] = [[] for _ in keys.streams]
+    for message in messages:
+        shares[keys.partition_of(message.lane)].append(message)
+    return [*map(len, shares), *(part for share in shares for part in _fields(share))]
+
+
+def _keys(keys: Keys, batch: Batch) -> list[str]:
+    return [keys.relays(batch.group), keys.relay(batch.group, batch.partition, batch.partitions)]
+
+
+def _fields(messages: Sequence[Message]) -> list[str | bytes | int]:
+    parts: list[str | bytes | int] = []
+    for message in messages:
+        headers = msgspec.json.encode(message.headers) if message.headers else b""
+        parts += (message.type, message.lane, headers, message.body)
+    return parts
+
+
+def _joined(place: Place, batch: Batch) -> tuple[Sequence[Message], str]:
+    """What of a batch was not stored in an earlier epoch, and the position that says all that is stored."""
+    assert place.ahead is not None
+    ahead, own = place.ahead, Position.from_text(batch.position)
+    if not ahead.beyond(own):
+        place.ahead = None
+    messages = [one for one in batch.messages if one.seq is None or not ahead.done(one.seq)]
+    return messages, ahead.also(own).text
+
+
+def _name(batch: Batch) -> tuple[str, int, int]:
+    return batch.group, batch.partition, batch.partitions
+
+
+def _batch_name(messages: Sequence[Message]) -> str:
+    return f"{len(messages)}:{messages[0].id}:{messages[-1].id}" if messages else ""
+
+
+def _seq(message: Message) -> int:
+    return message.seq or 0
