@@ -3,17 +3,18 @@
 On their own: :func:`upgrade` (the command ``sqla-events migrate URL``) runs the migrations that ship with the library
 and keeps their version in a table of its own, so the application's ``alembic_version`` is never touched.
 
-In an application's history, importing this module adds two operations, which work online and as a script::
+In an application's history, importing this module adds three operations, which work online and as a script::
 
     import sqla_events.alembic
 
     def upgrade():
         op.create_event_tables()  # events="events", schema=None
+        op.partition_event_tables()  # if you want range partitions; PostgreSQL only
 
     def downgrade():
         op.drop_event_tables()
 
-``alembic revision --autogenerate`` proposes to drop neither: see autogenerate.py.
+``alembic revision --autogenerate`` proposes to drop none of it: see autogenerate.py.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from alembic import command
 from alembic.config import Config
 from alembic.operations import MigrateOperation, Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from .bridge import Database, LoopThread
 from .errors import ConfigError
 from .log.check import verify
+from .log.ranges import SIZE, partition_sql
 from .schema import Names, Tables
 
 Target = str | URL | Engine | AsyncEngine | Connection
@@ -62,6 +64,31 @@ def downgrade(target: Target, names: Names | None = None, revision: str = "base"
     :raises ConfigError: as :func:`upgrade`.
     """
     _run(target, lambda config: command.downgrade(config, revision), names)
+
+
+def partition(target: Target, names: Names | None = None, size: int = SIZE) -> None:
+    """Turn the log into a table of range partitions, with what it holds as the first one; does nothing where it is one.
+
+    PostgreSQL only. One transaction, which locks the log and reads it once. A broker with ``retention`` then drops whole
+    partitions instead of deleting rows; the user of its engine must own the log. Views of your own over the log must be
+    made anew.
+
+    :param size: numbers of a partition; later ones have the configured ``database.partition_size``.
+    :raises ConfigError: on another database.
+    """
+    def run(connection: Connection) -> None:
+        for statement in _partition_statements(names or Names(), connection.dialect.name, size):
+            connection.execute(text(statement))
+
+    _connected(target, run)
+
+
+def _partition_statements(names: Names, dialect: str, size: int) -> list[str]:
+    if dialect != "postgresql":
+        raise ConfigError(f"the database is {dialect!r}; range partitions need postgresql")
+    if size < 1000:
+        raise ConfigError(f"size is {size}; a range partition must have at least 1000 numbers")
+    return [partition_sql(names, size)]
 
 
 def check(target: Target, names: Names | None = None) -> None:
@@ -181,6 +208,27 @@ class DropEventTables(_EventTablesOp):
 
     def reverse(self) -> CreateEventTables:
         return CreateEventTables(self.names)
+
+
+@Operations.register_operation("partition_event_tables")
+class PartitionEventTables(_EventTablesOp):
+    """``op.partition_event_tables(events="events", schema=None, size=1_000_000)``: range partitions, on PostgreSQL."""
+
+    size = SIZE
+
+    @classmethod
+    def partition_event_tables(
+        cls, operations: Operations, events: str = "events", schema: str | None = None, size: int = SIZE
+    ) -> None:
+        operation = cls(Names(events, schema))
+        operation.size = size
+        operations.invoke(operation)
+
+
+@Operations.implementation_for(PartitionEventTables)
+def _partition(operations: Operations, operation: PartitionEventTables) -> None:
+    dialect = operations.get_context().dialect.name
+    _execute(operations, _partition_statements(operation.names, dialect, operation.size))
 
 
 @Operations.implementation_for(CreateEventTables)

@@ -15,6 +15,7 @@ Imports nothing of Alembic at import time: Alembic loads its plugins while it is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,9 @@ def _relation(op: Any) -> Relation | None:
     return (op.schema, op.table_name) if isinstance(op, (DropTableOp, ModifyTableOps)) else None
 
 
+_PART = re.compile(rf"{Names().events}_(p\d+|rest)")
+
+
 def include_name(name: str | None, kind: str, _parents: Mapping[str, Any]) -> bool:
     """For ``context.configure(include_name=…)``: everything except the event tables under their default names."""
-    return kind != "table" or name not in Names().all
+    return kind != "table" or (name not in Names().all and not _PART.fullmatch(name or ""))

@@ -28,6 +28,7 @@ from .errors import ConfigError, EventError, SQLAlchemyEventsError
 from .event import Event
 from .filter import check_pattern, matches
 from .inspection import EventFilter
+from .log.ranges import SIZE
 from .provider import DeadLetter
 from .schema import Names
 from .settings import reference
@@ -145,7 +146,11 @@ def _config(table_name: str | None, schema: str | None, config: str | None = Non
 @main.command()
 @_on_a_database
 @click.option("--downgrade", is_flag=True, help="Drop the event tables, with every event in them.")
-def migrate(url: str, table_name: str | None, schema: str | None, downgrade: bool) -> None:
+@click.option("--partitioned", is_flag=True, help="Also cut the log into range partitions (PostgreSQL).")
+@click.option("--partition-size", default=SIZE, show_default=True, type=click.IntRange(1000), help="Numbers of a partition.")
+def migrate(
+    url: str, table_name: str | None, schema: str | None, downgrade: bool, partitioned: bool, partition_size: int
+) -> None:
     """Create the event tables, or bring them up to date."""
     from . import alembic
 
@@ -155,6 +160,8 @@ def migrate(url: str, table_name: str | None, schema: str | None, downgrade: boo
         click.echo(f"dropped {names.events} and what belongs to it")
     else:
         alembic.upgrade(_database(url), names)
+        if partitioned:
+            alembic.partition(_database(url), names, partition_size)
         click.echo(f"{names.events} is up to date")
 
 

@@ -135,6 +135,12 @@ class DatabaseSettings(Section):
         True,
         "LISTEN on the channel (provider `database`); off behind a transaction pooler. Polling finds everything all the same.",
     )
+    partition_size: int = setting(
+        INT,
+        1_000_000,
+        "Numbers of a new range partition of the log, where it has such (`sqla-events migrate --partitioned`).",
+        least=1000,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What runs between start and stop, on one event loop: provider, relay, consumers, retention.
+"""What runs between start and stop, on one event loop: provider, relay, consumers, upkeep.
 
 Every part is supervised: one that fails is logged and started again after a back-off, so that a broken connection or a
 bug in one group needs nobody to look after it. A part that another process must do (the lease is elsewhere) waits.
@@ -32,6 +32,7 @@ from .schema import Tables
 from .signals import Signals, Unavailable, logger
 from .subscription import Subscriptions
 from .upcasting import Upcasters
+from .upkeep import keep_up
 from .wire import packing
 
 Settled = Callable[[str, Event, BaseException | None], None]
@@ -164,8 +165,8 @@ class Runtime:
         self.ready.set()
         if self.database is not None and not self.provider.features.log_is_transport:
             self._relay(self._config.provider, self._config, self.provider)
-        if self.database is not None and self._config.retention is not None:
-            self._part("retention", self._run_retention)
+        if self.database is not None:
+            self._part("upkeep", self._keep_up)
         if self.database is not None:
             self._part("elsewhere", self._look_elsewhere)
             await until_available(self._heed_pauses, ProviderUnavailable, asyncio.sleep, self._unavailable("database"))
@@ -291,15 +292,9 @@ class Runtime:
         self._relays[name] = relay
         await relay.run()
 
-    async def _run_retention(self) -> None:
+    async def _keep_up(self) -> None:
         assert self.database is not None
-        assert self._config.retention is not None
-        while True:
-            deleted = await self.database.run(log.retain, self.tables, self._config.retention)
-            if deleted:
-                await asyncio.sleep(0.01)  # in portions, with room for everybody else between them
-                continue
-            await asyncio.sleep(min(60.0, self._config.retention / 10))
+        await keep_up(self.database, self.tables, self._config.retention, self._config.database.partition_size)
 
     async def _look_elsewhere(self) -> None:
         """Events that somebody waits for may be handled by another process of the group: ask the log now and then."""

@@ -3,7 +3,6 @@
 from .check import verify
 from .pauses import pause, paused, resume
 from .query import GroupStats, get_event, groups, list_events, newest, rows_by_seq, stats
-from .retention import retain
 from .writing import append
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "pause",
     "paused",
     "resume",
-    "retain",
     "rows_by_seq",
     "stats",
     "verify",

@@ -333,7 +333,7 @@ class Reader:
 
     async def _prune(self) -> None:
         self._pruned_at = time.monotonic()
-        await self._database.run(prune, self._tables, self.lease.group, self.lease.partition)
+        await self._database.run(prune, self._tables, self.lease.group)
 
     async def _until_due(self) -> None:
         longest = self._settings.lease / 3

@@ -19,7 +19,7 @@ from sqla_events.bridge import Database, Doorbell
 from sqla_events.deliveries import LogDeadLetters
 from sqla_events.errors import ConfigError, LeaseLost
 from sqla_events.event import Event, Status, decode
-from sqla_events.log import append, get_event, groups, leases, list_events, retain, stats
+from sqla_events.log import append, get_event, groups, leases, list_events, stats
 from sqla_events.log.delivery import LogDelivery
 from sqla_events.log.reader import Reader, leased
 from sqla_events.log.settings import ReaderSettings
@@ -352,24 +352,6 @@ async def test_a_redriven_letter_can_be_buried_again_and_survives_a_crash(databa
 
 
 # Retention and questions --------------------------------------------------------------------------------------------
-
-
-async def test_retention_spares_what_is_not_through_and_what_a_delivery_needs(database: Database) -> None:
-    """Oldest first, in batches, and nothing before every group is through."""
-    await publish(database, 10)
-    assert await database.run(retain, TABLES, 0.0) == 0
-    async with reading(database) as reader:
-        deliveries = await take(reader, 10)
-        deliveries[1].bury(failure())
-        for delivery in deliveries[:7]:
-            delivery.ack()
-    assert await database.run(retain, TABLES, 3600.0) == 0
-    assert await database.run(retain, TABLES, 0.0, 4) == 4
-    assert await database.run(retain, TABLES, 0.0, 4) == 2
-    assert await database.run(retain, TABLES, 0.0, 4) == 0
-    async with reading(database) as reader:
-        assert numbers(await take(reader, 3)) == [7, 8, 9]
-    assert [letter.event.payload["n"] for letter in await LogDeadLetters(database, TABLES, lambda: None).list()] == [1]
 
 
 async def test_batches_are_forgotten_after_a_week(database: Database) -> None:

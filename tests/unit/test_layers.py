@@ -14,7 +14,7 @@ RANKS = {
     0: {"event", "errors", "encoding"},
     1: {"position", "filter", "retry", "schema", "provider", "signals", "context", "bridge", "settings", "wire", "cloudevents"},
     2: {"config", "log", "deliveries", "subscription", "upcasting", "providers", "capture.settings"},
-    3: {"capture", "relay", "consumer", "workers"},
+    3: {"capture", "relay", "consumer", "workers", "upkeep"},
     4: {"broker", "inspection", "publisher", "publishing", "replaying", "runtime"},
     5: {"install", "cli", "metrics", "dashboard", "demo", "testing", "alembic", "autogenerate", "__main__"},
 }
