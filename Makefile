@@ -48,7 +48,7 @@ format: $(VENV)/.dev
 
 bench: bench-capture bench-relay
 
-bench-capture: $(VENV)/.test
+bench-capture: $(VENV)/.bench
 	$(RUN) benchmarks/capture.py $(JSON_OPTION) $(ARGS)
 
 # PEERS=1 measures other Python outboxes too, each in an environment of its own below .peers/.
@@ -71,6 +71,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable ".[dev]"
+	touch $@ $(VENV)/.test $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	$(PIP) --editable ".[bench]"
 	touch $@ $(VENV)/.test $(VENV)/.demo
 
 .venv20/.test: pyproject.toml

@@ -1,196 +1,189 @@
-"""What capture costs: seconds of a whole transaction with hooks, over none and over a hand-written insert of the same events.
+"""What capture costs: seconds of whole transactions with hooks, beside none, a hand-written insert of the same events,
+triggers, PostgreSQL-Audit and SQLAlchemy-Continuum. What each of them is: ways.py.
 
-Every round runs all ways one after the other, so that noise of the machine hits them alike; the figure is the median
-round. ``hand_written`` is what a careful team writes itself: after ``session.flush()``, one Core ``insert()`` of one
-row per change into the same events table, payload by ``json.dumps``.
+Each way runs in a process and on a database of its own; in every round they run one after the other, so that noise of
+the machine hits them alike; the figure is the median round. All run on the same SQLAlchemy. Cases:
 
-    python benchmarks/capture.py [--json FILE] [--url URL ...] [--rounds N] [--rows 1,100,10000]
+``insert``, ``update``, ``delete``   objects of a session, 2 of 10 columns changed; an update and a delete load their rows first
+``set_insert`` and so on             one statement: bulk ``insert()``, ``update()`` and ``delete()`` of all rows
+``portions``                         a million rows in one transaction, flushed 10,000 at a time: seconds, and memory
+                                     at its peak
+
+``ratio`` is our time over the baseline's. Lines ``overhead`` compare what is added to no capture: our share over theirs.
+
+    python benchmarks/capture.py [--json FILE] [--rounds N] [--rows 1,100,10000] [--only psycopg] [--portions 1000000]
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import gc
-import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
-
-from benchmarks.model import Base, Item, item
 from benchmarks.report import Figure, publish
 from benchmarks.servers import database_urls
-from sqla_events import install_crud_hooks
-from sqla_events.alembic import upgrade
-from sqla_events.schema import Tables
 
-EVENTS = Tables().events
+ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = ("insert", "update", "delete")
+SETS = ("set_insert", "set_update", "set_delete")
+ROUNDS = {1: 100, 100: 15, 10_000: 3}
+
+EVERYWHERE = ("none", "hand_written", "capture", "continuum")
+ON_POSTGRES = (*EVERYWHERE, "statement_triggers", "row_triggers", "postgresql_audit")
+
+BASELINES = {"statement_triggers": "trigger", "row_triggers": "trigger"}
+"""What a way is called in the JSON; the rest by their own names."""
 
 
-def change(session: Session, operation: str, rows: int) -> list[Item]:
-    """Make the changes of one transaction, flush them, return the rows."""
-    if operation == "insert":
-        items = [item(number) for number in range(rows)]
-        session.add_all(items)
-    else:
-        items = list(session.scalars(sa.select(Item).order_by(Item.id).limit(rows)))
-        for one in items:
-            if operation == "update":
-                one.quantity += 1
-                one.note = f"changed {one.quantity}"
-            else:
-                session.delete(one)
-    session.flush()
-    return items
+class Runner:
+    """A way in its process."""
 
-
-def plain(session: Session, operation: str, rows: int) -> None:
-    """Nothing but the changes."""
-    change(session, operation, rows)
-
-
-def hand_written(session: Session, operation: str, rows: int) -> None:
-    """The changes, then the events of them in one Core statement."""
-    verb = {"insert": "create"}.get(operation, operation)
-    items = change(session, operation, rows)
-    session.execute(sa.insert(EVENTS), [_event(one, verb) for one in items])
-
-
-def _event(one: Item, verb: str) -> dict[str, Any]:
-    values = {name: getattr(one, name) for name in _COLUMNS}
-    if verb == "update":
-        body = {
-            "key": {"id": one.id},
-            "before": {"quantity": one.quantity - 1, "note": None},
-            "after": {"quantity": one.quantity, "note": one.note},
-        }
-    else:
-        body = {"key": {"id": one.id}, ("after" if verb == "create" else "before"): values}
-    return {
-        "id": uuid.uuid4(),
-        "source": "database",
-        "type": f"public.items.{verb}",
-        "schema": "public",
-        "entity": "items",
-        "operation": verb,
-        "key": str(one.id),
-        "payload": json.dumps(body, default=str),
-        "instance_id": "bench",
-    }
-
-
-_COLUMNS = tuple(column.name for column in Item.__table__.columns)
-
-
-class Way:
-    """One engine on one fresh database and the way it captures."""
-
-    def __init__(self, name: str, url: str, work: Callable[[Session, str, int], None], hooks: bool) -> None:
+    def __init__(self, name: str, url: str) -> None:
         self.name = name
-        self.work = work
-        self.is_async = "asyncpg" in url or "aiosqlite" in url
-        self.engine: Any = create_async_engine(url) if self.is_async else sa.create_engine(url)
-        self.broker = install_crud_hooks(self.engine, provider="memory") if hooks else None
-        self.loop = asyncio.new_event_loop() if self.is_async else None
+        sync = url.replace("+asyncpg", "+psycopg")
+        command = [sys.executable, str(ROOT / "benchmarks" / "ways.py"), name, url, sync]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self._line()
 
-    def run(self, operation: str, rows: int) -> float:
-        """Seconds of one transaction."""
-        gc.collect()
-        started = time.perf_counter()
-        if self.loop is not None:
-            self.loop.run_until_complete(self._async(operation, rows))
-        else:
-            with Session(self.engine) as session, session.begin():
-                self.work(session, operation, rows)
-        return time.perf_counter() - started
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended with code {self._process.wait()}; its error stands above")
+        return line
 
-    async def _async(self, operation: str, rows: int) -> None:
-        async with AsyncSession(self.engine) as session, session.begin():
-            await session.run_sync(self.work, operation, rows)
+    def run(self, operation: str, rows: int) -> tuple[float, int]:
+        """Seconds of one transaction (or the number of events that it has kept), and bytes of memory at the peak."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{operation} {rows}\n")
+        self._process.stdin.flush()
+        answer, peak = self._line().split()
+        return float(answer), int(peak)
 
     def close(self) -> None:
-        if self.broker is not None:
-            self.broker.uninstall()
-        if self.loop is not None:
-            self.loop.run_until_complete(self.engine.dispose())
-            self.loop.close()
-        else:
-            self.engine.dispose()
+        self._process.communicate()
 
 
-@contextmanager
-def ways(make_url: Callable[[str], str]) -> Iterator[list[Way]]:
-    """None, hand-written and ours, each on a database of its own."""
-    made = []
-    for name, work, hooks in (("none", plain, False), ("hand_written", hand_written, False), ("capture", plain, True)):
-        url = make_url(name)
-        sync = url.replace("+asyncpg", "+psycopg").replace("+aiosqlite", "")
-        upgrade(sync)
-        engine = sa.create_engine(sync)
-        Base.metadata.create_all(engine)
-        engine.dispose()
-        made.append(Way(name, url, work, hooks))
-    try:
-        yield made
-    finally:
-        for way in made:
-            way.close()
+@dataclass
+class Case:
+    """Seconds of one operation on so many rows, by way."""
+
+    label: str
+    operation: str
+    rows: int
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def median(self, way: str) -> float:
+        return statistics.median(self.times[way])
+
+    def ratio(self, way: str, baseline: str) -> float:
+        """Median of the rounds' own ratios: what slows the machine down for a while slows both."""
+        return statistics.median(a / b for a, b in zip(self.times[way], self.times[baseline], strict=False))
+
+    def figures(self) -> Iterator[Figure]:
+        """Our time over every other way's; then what each adds to no capture."""
+        ours = self.median("capture")
+        name = f"{self.label} {self.operation} {self.rows}"
+        for way in self.times:
+            if way != "capture":
+                suffix = {"row_triggers": " (row triggers)"}.get(way, "")
+                yield Figure(
+                    name + suffix, ours / self.rows * 1e6, "us/row", BASELINES.get(way, way), self.ratio("capture", way)
+                )
+        if "continuum" in self.times:
+            added, theirs = self.ratio("capture", "none") - 1, self.ratio("continuum", "none") - 1
+            yield Figure(f"{name} overhead", added * 100, "% of none", "continuum", added / theirs)
+
+    def line(self) -> str:
+        """Every way over no capture, side by side."""
+        ratios = "  ".join(f"{way} {self.ratio(way, 'none'):.2f}" for way in self.times)
+        return f"{self.label} {self.operation} {self.rows}: {self.median('none') / self.rows * 1e6:.1f} us/row; over none: {ratios}"
 
 
-def measure(made: list[Way], rows: int, rounds: int) -> dict[tuple[str, str], float]:
-    """Median seconds by way and operation. A round inserts, updates and deletes the same rows."""
-    times: dict[tuple[str, str], list[float]] = {}
+def measure(label: str, ways: list[Runner], operations: tuple[str, ...], rows: int, rounds: int) -> list[Case]:
+    """Cases of one number of rows. A round inserts, changes and removes the same rows; Continuum's of 10,000 only once."""
+    cases = [Case(label, operation, rows) for operation in operations]
     for number in range(rounds + 1):
-        for operation in OPERATIONS:
-            for way in made:
-                seconds = way.run(operation, rows)
+        for case in cases:
+            for way in (*ways[number % len(ways) :], *ways[: number % len(ways)]):
+                if way.name == "continuum" and rows >= 10_000 and number != 1:
+                    continue
+                seconds, _ = way.run(case.operation, rows)
                 if number:  # the first round fills caches
-                    times.setdefault((way.name, operation), []).append(seconds)
-    return {key: statistics.median(values) for key, values in times.items()}
+                    case.times.setdefault(way.name, []).append(seconds)
+    return cases
 
 
-def figures(label: str, rows: int, medians: dict[tuple[str, str], float]) -> Iterator[Figure]:
-    """Per operation: ours over no capture, ours over hand-written, and the share of the overhead."""
-    for operation in OPERATIONS:
-        name = f"{label} {operation} {rows}"
-        ours = medians["capture", operation]
-        for baseline in ("none", "hand_written"):
-            yield Figure(name, ours / rows * 1e6, "us/row", baseline, ours / medians[baseline, operation])
+def same_events(ways: list[Runner]) -> None:
+    """Nobody is fast by doing nothing."""
+    counts = {way.name: int(way.run("count", 0)[0]) for way in ways if way.name not in ("none", "continuum")}
+    if len(set(counts.values())) != 1 or not all(counts.values()):
+        raise SystemExit(f"not all have kept the same number of events: {counts}")
+
+
+def portions(label: str, make_url: Callable[[str], str], rows: int) -> Iterator[Figure]:
+    """One large transaction: time, and how far memory rises above that of the same process at work on one portion."""
+    seconds, rises = {}, {}
+    for name in ("none", "hand_written", "capture"):
+        way = Runner(name, make_url(f"portions_{name}"))
+        way.run("portions", 10_000)
+        way.run("set_delete", 0)
+        _, before = way.run("count", 0)
+        seconds[name], after = way.run("portions", rows)
+        rises[name] = (after - before) / 2**20
+        way.close()
+    for name in ("none", "hand_written"):
+        yield Figure(f"{label} portions {rows}", seconds["capture"] / rows * 1e6, "us/row", name, seconds["capture"] / seconds[name])
+    yield Figure(f"{label} portions {rows} memory", rises["capture"], "MiB", "none")
+
+
+def figures(label: str, make_url: Callable[[str], str], options: argparse.Namespace) -> Iterator[Figure]:
+    """All of one database and driver."""
+    names = EVERYWHERE if label == "sqlite" else ON_POSTGRES
+    with ExitStack() as stack:
+        ways = [Runner(name, make_url(name)) for name in names if name not in options.without.split(",")]
+        for way in ways:
+            stack.callback(way.close)
+        for rows in map(int, options.rows.split(",")):
+            cases = measure(label, ways, OPERATIONS, rows, options.rounds or ROUNDS.get(rows, 3))
+            if rows >= 10_000:
+                seeing = [way for way in ways if way.name != "continuum"]  # which does not see these
+                cases += measure(label, seeing, SETS, rows, options.rounds or 3)
+            for case in cases:
+                print(case.line(), file=sys.stderr, flush=True)
+                yield from case.figures()
+        same_events(ways)
 
 
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default=os.environ.get("JSON"))
-    parser.add_argument(
-        "--rounds", type=int, default=0, help="rounds for each case; 0: 200, 30 and 3 for 1, 100 and 10,000 rows"
-    )
+    parser.add_argument("--rounds", type=int, default=0, help="rounds for each case; 0: 100, 15 and 3 for 1, 100 and 10,000 rows")
     parser.add_argument("--rows", default="1,100,10000")
     parser.add_argument("--only", default="", help="part of a database's label: sqlite, psycopg, asyncpg")
+    parser.add_argument("--without", default="", help="ways to leave out, as continuum,postgresql_audit")
+    parser.add_argument("--portions", type=int, default=1_000_000, help="rows of the one large transaction; 0: none")
     options = parser.parse_args()
-    found: list[Figure] = []
+    started, found = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder, database_urls(Path(folder)) as urls:
         for label, make_url in urls.items():
             if options.only in label:
-                with ways(make_url) as made:
-                    for rows in map(int, options.rows.split(",")):
-                        rounds = options.rounds or {1: 60, 100: 12}.get(rows, 3)
-                        found += figures(label, rows, measure(made, rows, rounds))
+                found += figures(label, make_url, options)
+                if options.portions and label != "postgresql+asyncpg":
+                    found += portions(label, make_url, options.portions)
     publish(found, options.json)
+    print(f"{time.perf_counter() - started:.0f} seconds")
 
 
 if __name__ == "__main__":
