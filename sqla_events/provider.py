@@ -24,7 +24,6 @@ from .event import Event
 from .schema import Tables
 from .signals import Signals
 
-
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
