@@ -2,18 +2,18 @@
 
     python benchmarks/sqlalchemy_suite.py [--database sqlite|postgresql|all] [--json FILE] [test/orm/test_session.py ...]
 
-The version is that of the SQLAlchemy that is installed; its tests come from PyPI. A run without hooks, whose outcome is
-kept for the next time, says which tests pass at all. Ends with 1 if a test fails with the hooks that passed without them,
-or if a replay differs, and is not listed with its reason in benchmarks/suite/excused-<line>.txt. See docs/proof.md.
+The version is that of the SQLAlchemy that is installed; its tests come from PyPI. What fails with the hooks runs once more
+without them. Ends with 1 if such a test passes then, or if a replay differs, and is not listed with its reason in
+benchmarks/suite/excused-<line>.txt. See docs/proof.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.suite import sdist
 from benchmarks.suite.mutants import MUTANTS
-from benchmarks.suite.outcome import Excuses, Outcome, Record, classified, compared, records, table
+from benchmarks.suite.outcome import Excuses, Outcome, Record, classified, compared, failed, records, table
 from tests.servers.postgres import PostgresServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,10 +57,10 @@ def database_url(database: str) -> Iterator[str]:
         server.remove()
 
 
-def run(database: str, modules: list[str], jobs: int, *options: str) -> dict[str, Record]:
-    """Run the tests in a process of their own; the record of each."""
+def run(database: str, tests: list[str], jobs: int, *options: str) -> dict[str, Record]:
+    """Run tests in a process of their own; the record of each."""
     source = sdist.tests(CACHE)
-    folder = CACHE / "run"
+    folder = CACHE / f"run-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "records").mkdir(parents=True)
     environment = os.environ | {"PYTHONNOUSERSITE": "1", "PYTHONPATH": str(ROOT)}
@@ -69,31 +69,27 @@ def run(database: str, modules: list[str], jobs: int, *options: str) -> dict[str
         command = [
             sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.suite.plugin", "-p", "no:timeout", "-p", "no:asyncio", "-p", "no:hypothesispytest",
             "-c", str(source / "pyproject.toml"), "--rootdir", str(source), "-o", "addopts=-p warnings -p logging --strict-markers",
-            "--dburi", url, "--suite-record", str(folder / "records"), *workers, *options, *(str(source / module) for module in modules),
+            "--dburi", url, "--suite-record", str(folder / "records"), *workers, *options, *(str(source / test) for test in tests),
         ]  # fmt: skip
         done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=False)
+    end = (folder / "log").read_text()[-3000:]
     if done.returncode not in (0, 1):
-        raise SystemExit(f"pytest ended with {done.returncode}:\n{(folder / 'log').read_text()[-3000:]}")
-    return records(folder / "records")
-
-
-def reference(database: str, modules: list[str], jobs: int) -> dict[str, Record]:
-    """The outcome without hooks: kept for each version, database and choice of tests."""
-    wanted = hashlib.sha256(" ".join(modules).encode()).hexdigest()[:8]
-    kept = CACHE / f"reference-{sdist.VERSION}-{platform.python_version()}-{database}-{wanted}.json"
-    if not kept.exists():
-        found = {test: {"outcome": record["outcome"]} for test, record in run(database, modules, jobs).items()}
-        kept.write_text(json.dumps(found))
-    return json.loads(kept.read_text())
+        raise SystemExit(f"pytest ended with {done.returncode}:\n{end}")
+    found = records(folder / "records")
+    passed = sum(record["outcome"] == "passed" for record in found.values())
+    if (said := re.search(r"(\d+) passed", end)) and int(said[1]) != passed:
+        raise SystemExit(f"{said[1]} tests have passed, but {passed} are recorded: a worker broke off\n{end}")
+    shutil.rmtree(folder)
+    return found
 
 
 def prove(database: str, options: argparse.Namespace) -> Outcome:
-    """Both runs on one database."""
-    modules = options.modules or list(MODULES[database])
-    before = reference(database, modules, options.jobs)
+    """Run with hooks, and what fails once more without."""
     mutant = [f"--suite-mutant={options.mutant}"] if options.mutant else []
-    hooked = run(database, modules, options.jobs, "--suite-hooks", *mutant)
-    return compared(database, before, hooked, Excuses.read(EXCUSED))
+    hooked = run(database, options.modules or list(MODULES[database]), options.jobs, "--suite-hooks", *mutant)
+    bad = [record["test"] for record in hooked.values() if failed(record)]
+    bare = run(database, bad, 1) if bad else {}
+    return compared(database, hooked, {test for test, record in bare.items() if failed(record)}, Excuses.read(EXCUSED))
 
 
 def tell(outcome: Outcome) -> None:

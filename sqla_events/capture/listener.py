@@ -101,6 +101,8 @@ class Listener:
         """The plan of what runs now; made here where another listener has put another statement in place of ours."""
         if context is None or not (context.isinsert or context.isupdate or context.isdelete):
             return None
+        if context.current_parameters is not None:  # a sequence or an SQL default of it, asked for beforehand
+            return None
         buffer, invoked = buffer_of(connection), context.invoked_statement
         if buffer.plans and buffer.plans[-1].is_of(context):
             plan: Plan = buffer.plans[-1]

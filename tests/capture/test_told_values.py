@@ -140,6 +140,27 @@ def test_rows_that_a_listener_keeps_from_being_inserted_have_no_event(told: Stag
     assert told.check(Base.metadata) == []
 
 
+def test_defaults_that_are_asked_for_before_the_insert(stage: Stage) -> None:
+    """They run in the execution of the INSERT itself, and nothing can ride along with them."""
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "asked", metadata,
+        sa.Column("id", sa.Integer, sa.Sequence("asked_seq", optional=stage.engine.dialect.name == "sqlite"), primary_key=True),
+        sa.Column("word", sa.String, primary_key=True, default=sa.select(sa.literal("a") + "b").scalar_subquery()),
+        sa.Column("fetched", sa.String, server_default="f"),
+        implicit_returning=False,
+    )  # fmt: skip
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as s:
+        s.execute(sa.insert(table).values(id=101))
+        s.execute(sa.insert(table), [{"id": 102}, {"id": 103}])
+        if stage.engine.dialect.name != "sqlite":
+            s.execute(sa.insert(table))
+        s.commit()
+    assert {(event.after["word"], event.after["fetched"]) for event in stage.check(metadata)} == {("ab", "f")}
+
+
 def test_columns_that_triggers_set_on_sqlite(stage: Stage) -> None:
     """RETURNING tells how the row was before they ran: a table that is declared so is read again."""
     if stage.engine.dialect.name != "sqlite":
