@@ -265,7 +265,8 @@ def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> Non
         plan.own = by_driver and (sqlite or plan.whole)
     elif shape.by_key:
         plan.whole = False
-        plan.own = by_driver and (sqlite or unsaid or shape.verb == "delete" or dialect.driver == "asyncpg")
+        alone = unsaid or not shape.exact or shape.verb == "delete"  # each set has to tell what it did
+        plan.own = by_driver and (sqlite or alone or dialect.driver == "asyncpg")
     else:
         keys = plan.codec.key
         plan.whole, plan.own = True, by_driver

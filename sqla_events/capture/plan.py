@@ -36,6 +36,8 @@ class Shape:
     """An INSERT that may update a row instead."""
     sorted: bool
     """Its RETURNING comes back in the order of its parameters, and is the unit of work's own."""
+    exact: bool = True
+    """The WHERE names the primary key and nothing more."""
 
 
 _Kept = TypeVar("_Kept")
@@ -87,7 +89,9 @@ def _shape(statement: Any) -> Shape | None:
     if verb is None or table is None:
         return None
     if verb != "create":
-        return Shape(table, verb, _by_key(statement, table), False, False, False)
+        conjuncts = list(_conjuncts(statement._where_criteria))
+        by_key = _by_key(conjuncts, table)
+        return Shape(table, verb, by_key, False, False, False, exact=len(conjuncts) == len(by_key or ()))
     words = " ".join(str(prefix).upper() for prefix, _ in statement._prefixes)
     clause = statement._post_values_clause
     values = statement._values or statement._multi_values
@@ -111,9 +115,9 @@ def table_of(statement: Any) -> sa.Table | None:
     return table._deannotate() if table._annotations else table
 
 
-def _by_key(statement: Any, table: sa.Table) -> tuple[tuple[str, str], ...] | None:
+def _by_key(conjuncts: list[Any], table: sa.Table) -> tuple[tuple[str, str], ...] | None:
     found: dict[str, str] = {}
-    for one in _conjuncts(statement._where_criteria):
+    for one in conjuncts:
         if isinstance(one, BinaryExpression) and one.operator is operators.eq:
             column, value = one.left, one.right
             named = isinstance(value, BindParameter) and not value.unique and value.callable is None

@@ -94,6 +94,14 @@ def update_without_change_and_back(s: Session) -> None:
 
 
 @path
+def many_updates_by_key_of_rows_that_still_match(s: Session) -> None:
+    s.add_all([Item(id=n, count=n) for n in (1, 2, 3)])
+    s.flush()
+    sets = [{"id": 1, "count": 8}, {"id": 2, "count": 9}, {"id": 3, "count": 15}]
+    s.execute(sa.update(Item).where(Item.count > 1).execution_options(synchronize_session=None), sets)
+
+
+@path
 def many_updates_at_once(s: Session) -> None:
     items = [Item(count=n) for n in range(20)]
     s.add_all(items)
