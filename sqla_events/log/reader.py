@@ -35,6 +35,7 @@ from .rows import Row
 from .settings import ReaderSettings
 from .spread import Spread, Won, spread
 from .troubles import attempts_of, buried_of, redriven, troubles_within
+from .wanted import Wanted, wanted_by
 
 COMMIT_SECONDS = 0.2
 """Between commits while busy; a position with very many gaps is written more seldom."""
@@ -72,9 +73,12 @@ class Reader:
         self._known: dict[int, dict[str, tuple[str, int]]] = {}
         self._ledger = Ledger(lease.position)
         self._outcomes = Outcomes({})
-        self._reading = Reading(
-            tables, database.dialect, database.driver, Share(settings.partition, settings.partitions)
-        )
+        share = Share(settings.partition, settings.partitions)
+        self._reading = Reading(tables, database.dialect, database.driver, share, settings.patterns)
+        self._reading_all = Reading(tables, database.dialect, database.driver, share)
+        self._wanted = wanted_by(settings.patterns)
+        self._skipped = False
+        """Whether the last read found nothing but what nobody here wants."""
         self._ear = ear
         self._pace = Pace(settings.poll_interval)
         self._valid_until = won.asked + settings.lease
@@ -117,6 +121,8 @@ class Reader:
             if deliveries:
                 self._pace.found()
                 yield deliveries
+            elif self._skipped:
+                self._skipped = False
             elif await self._ear.wait(self._pace.pause()):
                 self._pace.rung()
 
@@ -163,9 +169,21 @@ class Reader:
             self._last = (rows[-1].seq, rows[-1].id)
         some = rows[:: len(rows) // 32 + 1]
         self._row_bytes = max(sum(len(row.payload) for row in some) / len(some), self._row_bytes / 2)
+        if self._wanted is not None:
+            rows = self._chosen(rows, self._wanted)
         if not self._known:
             return [LogDelivery(self, row) for row in rows]
         return [self._with_past(row) for row in rows]
+
+    def _chosen(self, rows: Sequence[Row], wanted: Wanted) -> list[Row]:
+        """What the group's patterns match; the rest is settled here and now."""
+        unwanted = [row for row in rows if not wanted[row.type]]
+        for row in unwanted:
+            if row.seq in self._known:  # of a subscription that there was: what is known of its attempts goes
+                self.acknowledged(self._with_past(row))
+        self.settle([row.seq for row in unwanted])
+        self._skipped = len(unwanted) == len(rows)
+        return [row for row in rows if wanted[row.type]]
 
     def _with_past(self, row: Row) -> LogDelivery:
         past = self._known.pop(row.seq, None)
@@ -181,7 +199,7 @@ class Reader:
         waiting = await self._held.run(redriven, self._tables, self._settings.group, besides, limit)
         if not waiting:
             return []
-        rows = await self._held.run(self._reading.by_seq, [one[0] for one in waiting])
+        rows = await self._held.run(self._reading_all.by_seq, [one[0] for one in waiting])
         deliveries = [self._again(rows[one[0]], *one[1:]) for one in waiting if one[0] in rows]
         self._outcomes.redriven.update((one.row.seq, one.only or "") for one in deliveries)
         if deliveries and len(waiting) == limit:

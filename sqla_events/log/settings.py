@@ -24,3 +24,5 @@ class ReaderSettings:
     """Seconds between reads when nothing happens for long; much less after something did, and none after the doorbell."""
     start: int | None = None
     """Where a group begins that is new: after this seq; None: before the first event; -1: after the last one there is."""
+    patterns: tuple[str, ...] = ("*",)
+    """What the group's subscriptions want; the payloads of other events stay in the database."""

@@ -43,6 +43,7 @@ class LogProvider:
         cross_process=True,
         log_is_transport=True,
         retry_survives_restart=True,
+        provider_filter=True,
         history=True,
     )
 
@@ -74,7 +75,7 @@ class LogProvider:
 
     async def consume(self, interest: Interest) -> AsyncGenerator[Sequence[LogDelivery], None]:
         """Deliver what the group's position lacks; of several partitions, those that are this process's share."""
-        settings = reader_settings(self._config, interest.group, interest.consumer, interest.prefetch)
+        settings = reader_settings(self._config, interest.group, interest.consumer, interest.prefetch, interest.patterns)
         context = self._context
         async with spread(self._database, context.tables, settings, context.signals) as group:
             streams = [self._partition(group, replace(settings, partition=n)) for n in range(settings.partitions)]
@@ -136,7 +137,9 @@ def _replay(message: Message) -> replays.Replay:
     return replays.Replay(meant[0], message.seq, meant[1], str(event.metadata.get(REPLAY, message.id)))
 
 
-def reader_settings(config: Any, group: str, owner: str, prefetch: int) -> ReaderSettings:
+def reader_settings(
+    config: Any, group: str, owner: str, prefetch: int, patterns: tuple[str, ...] = ("*",)
+) -> ReaderSettings:
     """What a configuration says about reading."""
     return ReaderSettings(
         group=group,
@@ -146,6 +149,7 @@ def reader_settings(config: Any, group: str, owner: str, prefetch: int) -> Reade
         batch_size=config.batch_size,
         prefetch=prefetch,
         poll_interval=config.database.poll_interval or config.poll_interval,
+        patterns=patterns,
     )
 
 

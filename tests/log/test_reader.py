@@ -421,3 +421,33 @@ def test_engines_that_cannot_keep_the_promise_are_refused() -> None:
         engine: Engine = create_engine(url, **options)  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=message):
             Database(engine)
+
+
+async def test_what_nobody_wants_is_passed_over(database: Database) -> None:
+    """Far more than a batch of it is no pause; payloads of what matches are whole, also where names are odd to SQL."""
+    odd = "sch'ema%.o$1:b_x.create"
+    events = [Event(type="public.things.create", payload=n, key="1") for n in range(3000)]
+    wanted = [Event(type=odd, payload="a", key="1"), Event(type="public.users.delete", payload={"n": 1}, key="1")]
+    await database.run(append, TABLES, [*events, wanted[0], *events[:10], wanted[1]])
+    patterns = ("sch'ema%.o$1:b_x.*", "public.us[e]rs.delete")
+    async with reading(database, patterns=patterns, poll_interval=60.0) as reader:
+        taken = await take(reader, 2)
+        assert [(one.type, one.event().payload) for one in taken] == [(one.type, one.payload) for one in wanted]
+        taken[1].ack()
+    (group,) = await database.run(groups, TABLES)
+    assert (group.position.high, group.position.pending_below()) == (3012, 1)
+
+
+async def test_trouble_of_a_subscription_that_left_is_forgotten(database: Database) -> None:
+    """An event that was waiting for its retry, and that nobody of the group wants any more."""
+    await publish(database, 1)
+    async with reading(database) as reader:
+        (delivery,) = await take(reader, 1)
+        delivery.retry(failure(), 60)
+    await database.run(append, TABLES, [Event(type="public.others.create")])
+    async with reading(database, patterns=("public.others.*",)) as reader:
+        (wanted,) = await take(reader, 1)
+        wanted.ack()
+    (group,) = await database.run(groups, TABLES)
+    assert (group.position.high, group.position.pending_below()) == (2, 0)
+    assert await database.run(lambda connection: connection.execute(TABLES.deliveries.select()).all()) == []
