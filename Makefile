@@ -5,13 +5,14 @@ PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
 SECONDS_OF_LOAD ?= 60
+KILL_SECONDS ?= 60
 JSON ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 RUN := $(VENV)/bin/python
 JSON_OPTION := $(if $(JSON),--json $(JSON))
 
-.PHONY: demo test test-sqlalchemy20 test-local-servers test-conformance soak sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
+.PHONY: demo test test-sqlalchemy20 test-local-servers test-conformance soak chaos sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m sqla_events demo $(ARGS)
@@ -33,6 +34,10 @@ test-local-servers: $(VENV)/.test
 # The log under load: SECONDS_OF_LOAD (60) for each driver and kind of reader.
 soak: $(VENV)/.test
 	SECONDS_OF_LOAD=$(SECONDS_OF_LOAD) $(RUN) -m pytest -s --timeout 0 $(or $(ARGS),tests/log/test_concurrency.py)
+
+# Relays, consumers and servers killed at random under load: KILL_SECONDS (60) for each test.
+chaos: $(VENV)/.test
+	KILL_SECONDS=$(KILL_SECONDS) $(RUN) -m pytest -s --timeout 0 $(or $(ARGS),$(wildcard tests/providers/*_kills.py))
 
 sqlalchemy-suite: $(VENV)/.test
 	$(RUN) benchmarks/sqlalchemy_suite.py $(JSON_OPTION) $(ARGS)
