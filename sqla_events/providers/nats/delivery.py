@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ...errors import EventError
 from ...event import Event, lane_of
-from ...provider import Failure, only_of
+from ...provider import ONLY, Failure, only_of
 from ...wire import unpacked
+from .connection import Headers
 
 OWN = "nats-"
 """Headers of NATS begin with it, in lower case."""
+TAG = "sqla-relay"
+"""The header that says which relay published a message, and the event's number in its log."""
+NOBODY: frozenset[str] = frozenset()
 
 
-def own_headers(headers: dict[str, str] | None) -> dict[str, str]:
+def own_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """What came with the event, names in lower case: without what NATS and our publisher have put beside it."""
-    if not headers:
-        return {}
-    named = ((name.lower(), value) for name, value in headers.items())
-    return {name: value for name, value in named if not name.startswith(OWN) and name != "sqla-relay"}
+    found: dict[str, str] = {}
+    for name, value in headers.items() if headers else ():
+        lower = name.lower()
+        if not lower.startswith(OWN) and lower != TAG:
+            found[lower] = value
+    return found
+
+
+def addressed(headers: Mapping[str, str] | None) -> bool:
+    """Whether there may be an addressee among them."""
+    if isinstance(headers, Headers):
+        return ONLY.encode() in headers.raw.lower()
+    return bool(headers)
 
 
 class Settling(Protocol):
@@ -32,7 +46,7 @@ class Settling(Protocol):
 class NatsDelivery:
     """See provider.Delivery."""
 
-    __slots__ = ("_event", "_settling", "attempts", "body", "buried", "headers", "message_id", "only", "reply", "seq", "type")
+    __slots__ = ("_event", "_given", "_headers", "_settling", "attempts", "body", "buried", "only", "reply", "seq", "type")
 
     def __init__(self, settling: Settling, seq: int, reply: str, event_type: str, message: Any, group: str) -> None:
         self._settling = settling
@@ -42,13 +56,24 @@ class NatsDelivery:
         """Where acknowledgements go."""
         self.type = event_type
         self.body: bytes = message.data
-        given = message.headers or {}
-        self.message_id: str = given.get("Nats-Msg-Id") or str(seq)
-        self.headers = own_headers(given)
-        self.only = only_of(self.headers, group)
+        self._given: Mapping[str, str] | None = message.headers
+        self._headers: dict[str, str] | None = None
+        self.only = only_of(self.headers, group) if addressed(message.headers) else None
         self.attempts: dict[str, int] = {}
-        self.buried: frozenset[str] = frozenset()
+        self.buried = NOBODY
         self._event: Event | EventError | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What came with the event."""
+        if self._headers is None:
+            self._headers = own_headers(self._given)
+        return self._headers
+
+    @property
+    def message_id(self) -> str:
+        """What it was published as."""
+        return (self._given or {}).get("Nats-Msg-Id") or str(self.seq)
 
     @property
     def lane(self) -> str:

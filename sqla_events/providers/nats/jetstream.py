@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...errors import ProviderUnavailable
-from .connection import Connection
+from .connection import Connection, headers_of
 
 NO_MESSAGE = 10037
 CONSUMER_MISSING = 10014
@@ -198,8 +198,3 @@ def stored(data: bytes) -> Stored:
     answer = _accepted(json.loads(data))
     return Stored(int(answer["seq"]), bool(answer.get("duplicate", False)))
 
-
-def headers_of(raw: bytes) -> dict[str, str]:
-    """The headers of a message, as they travel, by name."""
-    pairs = (line.partition(":") for line in raw.decode(errors="replace").split("\r\n")[1:] if line)
-    return {name: value.strip() for name, _, value in pairs}

@@ -34,6 +34,7 @@ from ...position import Position, Ranges, joined, ranges_of, size, subtract, upt
 from ...provider import Batch, Message
 from ...signals import logger
 from .connection import Out
+from .delivery import TAG
 from .jetstream import WRONG_LAST, Bucket, Conflict, JetStream, Kept, Refused, Stored, stored
 from .subjects import subject_of
 
@@ -49,8 +50,6 @@ MARK_BYTES = 4096
 """Positions with more gaps than fit make no mark; reading begins at the one before."""
 RESERVE = 32_768
 """Bytes of the server's max_payload that stay free, so that a dead letter has room for its error and traceback."""
-TAG = "sqla-relay"
-"""The header that says which relay published a message, and the event's number in its log."""
 
 
 @dataclass

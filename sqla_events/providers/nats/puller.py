@@ -47,6 +47,8 @@ REMEMBERED = 10_000
 """Acknowledged messages that are known here, should the server give one again because the acknowledgement was lost."""
 GLANCE_SECONDS = 1.0
 """Between looks at lease and connection while nothing comes."""
+TYPES = 10_000
+"""Event types whose answer is remembered."""
 CLOSE_SECONDS = 5.0
 """For which closing tries to make settled deliveries durable."""
 
@@ -81,6 +83,8 @@ class Puller:
         self._patterns: PatternTree[bool] = PatternTree()
         for pattern in what.patterns:
             self._patterns.add(pattern, True)
+        self._wanted: dict[str, bool] = {}
+        """Answers of the patterns, by type."""
         self._inbox: Inbox | None = None
         self._generation = 0
         """Of the connection."""
@@ -262,7 +266,7 @@ class Puller:
     def _take_in(self, message: Any, delivered: int, seq: int) -> None:
         kind = message.subject[len(self._what.prefix) + 1 :]
         one = NatsDelivery(self, seq, message.reply, kind, message, self._what.group)
-        if not self._patterns.match(kind) or one.only == "" or (self._what.mine and not self._what.mine(one)):
+        if not self._wants(kind) or one.only == "" or (self._what.mine and not self._what.mine(one)):
             self._settler.acknowledge(message.reply)
             return
         if (known := self._known.pop(seq, None)) is not None:
@@ -273,6 +277,14 @@ class Puller:
             one.ack()
         else:
             self._ready.append(one)
+
+    def _wants(self, kind: str) -> bool:
+        wanted = self._wanted.get(kind)
+        if wanted is None:
+            if len(self._wanted) > TYPES:
+                self._wanted.clear()
+            wanted = self._wanted[kind] = bool(self._patterns.match(kind))
+        return wanted
 
     # Settling ----------------------------------------------------------------------------------------------------
 
