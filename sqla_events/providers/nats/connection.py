@@ -14,7 +14,9 @@ tests run both ways.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import nats
@@ -30,7 +32,8 @@ T = TypeVar("T")
 
 ANSWER_SECONDS = 10.0
 """For which the answer to a request may take. The loss of the connection ends the wait at once."""
-CONNECT_SECONDS = 5
+CONNECT_SECONDS = 3
+"""For one server."""
 RECONNECT_SECONDS = 0.1
 """Between attempts to reconnect."""
 PIECE = 262_144
@@ -93,9 +96,9 @@ class Headers(Mapping[str, str]):
 
 
 def headers_of(raw: bytes) -> dict[str, str]:
-    """Headers as they travel, by name.
+    r"""Headers as they travel, by name.
 
-    >>> headers_of(b"NATS/1.0\\r\\nNats-Msg-Id:7\\r\\ncontent-encoding: gzip\\r\\n\\r\\n")
+    >>> headers_of(b"NATS/1.0\r\nNats-Msg-Id:7\r\ncontent-encoding: gzip\r\n\r\n")
     {'Nats-Msg-Id': '7', 'content-encoding': 'gzip'}
     """
     pairs = (line.partition(":") for line in raw.decode(errors="replace").split("\r\n")[1:] if line)
@@ -103,16 +106,27 @@ def headers_of(raw: bytes) -> dict[str, str]:
 
 
 class LazyClient(Client):
-    """Gives messages :class:`Headers`, except those with a status, which it understands itself."""
+    """nats-py's client with two things of our own."""
 
     async def _process_headers(self, headers: bytes) -> Any:
+        """:class:`Headers`, except where there is a status, which the client itself has to understand."""
         if headers and headers.startswith(b"NATS/1.0\r\n"):
             return Headers(headers)
         return await super()._process_headers(headers)
 
+    async def _connect_to_server(self, server: Any) -> None:
+        """Close what an attempt before this one has left open: nats-py forgets it."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.close()
+        await super()._connect_to_server(server)
+
 
 class Connection:
     """To one server or to any of a cluster."""
+
+    private = all(hasattr(Client, name) for name in ("_send_command", "_flush_pending"))
+    """Whether this version of nats-py has the members that are used."""
 
     def __init__(self, settings: NatsSettings, name: str) -> None:
         self._settings = settings
@@ -162,7 +176,7 @@ class Connection:
                 f"nobody answers at {subject}: JetStream is not enabled (nats-server -js), or the stream has no leader now"
             ) from error
         except nats.errors.TimeoutError as error:
-            raise ProviderUnavailable(f"no answer at {subject} within {ANSWER_SECONDS:g} s") from error
+            raise ProviderUnavailable(f"no answer at {subject} within {ANSWER_SECONDS:g} s{self._because}") from error
         except (nats.errors.Error, OSError) as error:
             raise ProviderUnavailable(f"NATS: {error}") from error
 
@@ -186,7 +200,7 @@ class Connection:
         """
         client = await self.ready()
         try:
-            if hasattr(client, "_send_command") and hasattr(client, "_flush_pending"):
+            if self.private:
                 await self._write(client, messages)
             else:
                 for one in messages:
@@ -232,7 +246,7 @@ class Connection:
             subscription = await client.subscribe(f"{subject}.*", pending_msgs_limit=0, pending_bytes_limit=0)
         except (nats.errors.Error, OSError) as error:
             raise ProviderUnavailable(f"NATS: {error}") from error
-        return Inbox(subject, subscription, client)
+        return Inbox(subject, subscription, client, private=self.private)
 
     async def close(self) -> None:
         """Send what is written and end. May be called twice."""
@@ -245,15 +259,17 @@ class Connection:
     # Connecting --------------------------------------------------------------------------------------------------
 
     async def _connected(self) -> Client:
+        options = self._options()
         client = LazyClient()
         self._trouble = ""
         try:
-            await client.connect(**self._options())
+            async with asyncio.timeout(CONNECT_SECONDS * (len(options["servers"]) + 1)):  # some failures of TLS never end
+                await client.connect(**options)
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            await client.close()
+            await _discard(client)
             raise ProviderUnavailable(f"NATS does not answer{self._because or f': {error}'}") from error
         except BaseException:
-            await client.close()
+            await _discard(client)
             raise
         client.options["max_reconnect_attempts"] = -1  # for ever, now that it has worked once
         self._renewed()
@@ -261,6 +277,9 @@ class Connection:
 
     def _options(self) -> dict[str, Any]:
         given = self._settings
+        for name, file in (("credentials", given.credentials), ("nkey_seed", given.nkey_seed)):
+            if file is not None and not os.access(file, os.R_OK):
+                raise ConfigError(f"nats.{name} is {file!r}; it must be the path of a file that can be read")
         options: dict[str, Any] = {
             "servers": [one.strip() for one in given.url.split(",") if one.strip()],
             "name": self._name,
@@ -308,11 +327,13 @@ class Connection:
 class Inbox:
     """What comes to a subject of our own, many at a time."""
 
-    def __init__(self, subject: str, subscription: Any, client: Client) -> None:
+    def __init__(self, subject: str, subscription: Any, client: Client, *, private: bool) -> None:
         self.subject = subject
         self._subscription = subscription
         self._client = client
-        self._queue: asyncio.Queue[Msg] | None = getattr(subscription, "_pending_queue", None)
+        self._queue: asyncio.Queue[Msg] | None = None
+        if private:
+            self._queue = getattr(subscription, "_pending_queue", None)
 
     @property
     def usable(self) -> bool:
@@ -344,6 +365,13 @@ class Inbox:
             await self._subscription.unsubscribe()
         except nats.errors.Error:
             return  # closed already
+
+
+async def _discard(client: Client) -> None:
+    """Close a client that did not connect; one that did not even begin has nothing to close, and says so by an assertion."""
+    with suppress(AssertionError, TimeoutError):
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await client.close()
 
 
 def tls_context(given: NatsSettings) -> Any:

@@ -2,14 +2,16 @@
 
 Why a chain and not Nats-Msg-Id alone: the server remembers ids for the duplicate window and no longer, and it stores what
 it gets: when the leader of a stream changes, message 5 of a window can be lost and 6 stored, and publishing 5 again then
-swaps the two. So each message of a relay names the sequence number that the stream must have before it
-(Nats-Expected-Last-Sequence). The first that is lost makes the server refuse all behind it. What is stored is therefore
-always a beginning of what was sent, and the acknowledgement of the last message, with the number that was counted, is one
-for all: the others ask for none.
+swaps the two. So each message names the one that must be the last of the stream when it is stored: the first of a window
+by its sequence number (Nats-Expected-Last-Sequence), each further one by the id of the message before it
+(Nats-Expected-Last-Msg-Id; numbers would fit again by chance when others have appended as many as were refused). One that
+is lost makes the server refuse all behind it. What is stored is therefore always a beginning of what was sent, and the
+acknowledgement of the last message, with the number that was counted, is one for all: the others ask for none.
 
 When anything else comes back (an error, another number, nothing), the stream is read from the last number known to its
 end: what of ours is there is not sent again, and the chain goes on from there. The same happens when another publisher
-came between. Two relays of one log, of which one is a zombie, cannot both append: each has read all that the other stored.
+came between. Two relays of one log, of which one is a zombie, append nothing twice and nothing out of order: each has read
+all that the other stored. The zombie learns it then, or when it next keeps a mark (a write that names the revision).
 
 A relay that starts does not know what its predecessor published and did not commit. It reads the stream from a *mark* on:
 a sequence number and the position that the relay had then, kept under the relay's name in the bucket. A mark whose
@@ -65,7 +67,8 @@ class Chain:
     there: dict[str, int] = field(default_factory=dict)
     """Ids, and numbers in the log, of messages that the stream has and that may still be given to us."""
     position: str = ""
-    """Of the last batch."""
+    reached: int = 0
+    """Of the last batch, and where the stream ended with it."""
     marked_at: float = 0.0
 
     def note(self, kept: Kept) -> None:
@@ -142,9 +145,10 @@ class Publisher:
         chain = await self._chain(batch)
         if batch.position and batch.position == chain.position:
             return  # this very batch, once more
+        await self._mark(chain)
         await self._append(chain, batch.messages)
         chain.settled(batch)
-        await self._mark(chain)
+        chain.reached = self._end or 0
 
     async def _append(self, chain: Chain, messages: Sequence[Message]) -> None:
         left, most, vain = list(messages), WINDOW, 0
@@ -172,19 +176,12 @@ class Publisher:
         :raises ProviderUnavailable: where it is one message, which the server does not take now.
         """
         assert self._end is not None
-        outs = [
-            Out(
-                subject_of(self._prefix, one.type),
-                one.body,
-                {
-                    "Nats-Msg-Id": one.id,
-                    "Nats-Expected-Last-Sequence": self._end + number,
-                    TAG: f"{chain.tag}/{one.seq or 0}",
-                    **one.headers,
-                },
-            )
-            for number, one in enumerate(window)
-        ]
+        before: tuple[str, object] = ("Nats-Expected-Last-Sequence", self._end)
+        outs = []
+        for one in window:
+            headers = {"Nats-Msg-Id": one.id, before[0]: before[1], TAG: f"{chain.tag}/{one.seq or 0}", **one.headers}
+            outs.append(Out(subject_of(self._prefix, one.type), one.body, headers))
+            before = ("Nats-Expected-Last-Msg-Id", one.id)
         if len(outs) > 1:
             await self._connection.write(outs[:-1])
         last = outs[-1]
@@ -195,7 +192,7 @@ class Publisher:
         try:
             end: Stored = stored(answer)
         except Refused as error:
-            if len(window) > 1 or error.number in WRONG_LAST:
+            if len(window) > 1 or error.number in WRONG_LAST:  # of several, why the first was refused is not known
                 return False
             raise _told(error, window[0]) from error
         if end.duplicate and len(window) == 1:  # from before the first mark, and within the duplicate window
@@ -243,7 +240,7 @@ class Publisher:
         if kept["epoch"] > batch.epoch:
             raise _lost(batch, kept["epoch"])
         tag = hashlib.blake2b(key.encode(), digest_size=5).hexdigest()
-        chain = Chain(key, tag, batch.epoch, revision, kept["marks"])
+        chain = Chain(key, tag, batch.epoch, revision, kept["marks"], marked_at=time.time())
         last = (await self._jetstream.info(self._stream))["state"]["last_seq"]
         committed = _without(batch)
         if not chain.marks:
@@ -266,15 +263,13 @@ class Publisher:
             raise LeaseLost(f"{chain.key} of epoch {chain.epoch} is over: epoch {kept['epoch']} publishes")
 
     async def _mark(self, chain: Chain) -> None:
-        """Keep where we are, unless the stream has messages of ours that are not settled."""
+        """Keep where we are, unless the stream has messages of ours that are not settled; and see whether our epoch is over."""
         now = time.time()
-        if chain.there or not chain.position or len(chain.position) > MARK_BYTES or now - chain.marked_at < MARK_SECONDS:
+        if now - chain.marked_at < MARK_SECONDS:
             return
-        chain.marks = thinned([*chain.marks, [self._end, chain.position, now]], now)
-        try:
-            await self._write(chain)
-        except ProviderUnavailable:
-            return  # the batch is published; reading begins further back
+        if chain.position and not chain.there and len(chain.position) <= MARK_BYTES:
+            chain.marks = thinned([*chain.marks, [chain.reached, chain.position, now]], now)
+        await self._write(chain)
         chain.marked_at = now
 
     async def _write(self, chain: Chain) -> None:
