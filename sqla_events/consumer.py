@@ -81,6 +81,8 @@ class _Job(msgspec.Struct, eq=False, gc=False):
     """Set while a retry controller, and not the lane, waits for the outcome."""
     following: _Job | None = None
     """The next of its lane."""
+    failed: int = 0
+    """Failures so far, once there was one in this process."""
 
     def call(self) -> None:
         started = time.perf_counter()
@@ -110,9 +112,13 @@ class _Job(msgspec.Struct, eq=False, gc=False):
 
     def _event(self) -> Event:
         try:
-            return self.track.event
+            event = self.track.event
         except EventError as error:  # no attempt will ever make it readable
             raise Reject(f"the event cannot be decoded: {error}") from error
+        before = self.track.delivery.attempts
+        if self.failed or before:
+            return event.replace(retry_count=self.failed or before.get(self.subscription.name, 0))
+        return event
 
 
 def _unawaited(answer: object, subscription: Subscription) -> BaseException | None:
@@ -297,6 +303,7 @@ class Consumer:
                 job.answer = asyncio.get_running_loop().create_future()  # the first failure is in job.error already
             else:
                 job.answer = asyncio.get_running_loop().create_future()
+                job.failed = attempts.failed
                 self._start(job)
                 await job.answer
             if job.error is not None:

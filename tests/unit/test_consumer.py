@@ -471,3 +471,23 @@ async def test_an_error_that_is_told_is_forgotten(kind: int, stopped: bool) -> N
     gc.collect()
     assert len(errors) == (3 if stopped else 6)
     assert not [error for ref in errors if (error := ref()) is not None]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+async def test_a_handler_sees_how_often_it_failed(kind: int) -> None:
+    """``retry_count``, also of failures before a restart; RetryLater is none."""
+    seen: list[int] = []
+
+    def failing(event: Event) -> None:
+        seen.append(event.retry_count)
+        if len(seen) < 5:
+            raise RetryLater(0.001) if len(seen) == 3 else OSError("no")
+
+    policy = RetryPolicy(max_retries=9, initial_delay=0.001, jitter=0)
+    given = [Given(), Given(attempts={"h0": 7})]
+    async with Bench(both_kinds(failing)[kind], policy=policy) as bench:
+        bench.give(given[0])
+        await until(lambda: given[0].acked)
+        bench.give(given[1])
+        await until(lambda: given[1].acked)
+    assert seen == [0, 1, 2, 2, 3, 7]
