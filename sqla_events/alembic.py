@@ -15,6 +15,11 @@ In an application's history, importing this module adds three operations, which 
         op.drop_event_tables()
 
 ``alembic revision --autogenerate`` proposes to drop none of it: see autogenerate.py.
+
+Two more make and drop the triggers that capture what SQLAlchemy does not see (triggers/__init__.py)::
+
+    op.create_event_trigger("users")
+    op.drop_event_trigger("users")
 """
 
 from __future__ import annotations
@@ -29,10 +34,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.operations import MigrateOperation, Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from sqlalchemy import MetaData, Table, create_engine, text
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from . import triggers
 from .bridge import Database, LoopThread
 from .errors import ConfigError
 from .log.check import verify
@@ -80,7 +86,7 @@ def partition(target: Target, names: Names | None = None, size: int = SIZE) -> N
         for statement in _partition_statements(names or Names(), connection.dialect.name, size):
             connection.execute(text(statement))
 
-    _connected(target, run)
+    connected(target, run)
 
 
 def _partition_statements(names: Names, dialect: str, size: int) -> list[str]:
@@ -96,7 +102,7 @@ def check(target: Target, names: Names | None = None) -> None:
 
     :raises SchemaError: if not; the message names the command that mends it.
     """
-    _connected(target, lambda connection: verify(connection, Tables(names)))
+    connected(target, lambda connection: verify(connection, Tables(names)))
 
 
 def sql(dialect: str, names: Names | None = None) -> str:
@@ -118,7 +124,7 @@ def _run(target: Target, work: Callable[[Config], None], names: Names | None) ->
         with _one_at_a_time:
             work(config)
 
-    _connected(target, migrate)
+    connected(target, migrate)
 
 
 def _config(names: Names | None, output: io.StringIO | None = None) -> Config:
@@ -144,7 +150,7 @@ def migrations() -> Path:
 # Where to -----------------------------------------------------------------------------------------------------------
 
 
-def _connected(target: Target, fn: Callable[[Connection], None]) -> None:
+def connected(target: Target, fn: Callable[[Connection], None]) -> None:
     """Call ``fn`` with a connection to the target, in a transaction."""
     if isinstance(target, Connection):
         fn(target)
@@ -163,7 +169,7 @@ def _at(url: URL, fn: Callable[[Connection], None]) -> None:
         return
     engine = create_engine(url)
     try:
-        _connected(engine, fn)
+        connected(engine, fn)
     finally:
         engine.dispose()
 
@@ -259,3 +265,105 @@ def _revisions() -> Iterator[Any]:
 def _execute(operations: Operations, statements: list[str]) -> None:
     for statement in statements:
         operations.execute(statement)
+
+
+# Triggers -----------------------------------------------------------------------------------------------------------
+
+
+@Operations.register_operation("create_event_trigger")
+class CreateEventTrigger(MigrateOperation):
+    """``op.create_event_trigger("users")``: an event for every change that no hook captures."""
+
+    def __init__(self, table: Table, names: Names, options: dict[str, Any]) -> None:
+        self.table = table
+        self.names = names
+        self.options = options
+
+    @classmethod
+    def create_event_trigger(
+        cls,
+        operations: Operations,
+        table: str | Table,
+        schema: str | None = None,
+        *,
+        events: str = "events",
+        events_schema: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Make the triggers of a table, or make them anew after it has changed.
+
+        How values get into events is taken from ``target_metadata`` of the migration where it has the table, else from
+        the database. Online, they are made for the columns that the database has at that point of its history. A script
+        (``--sql``) cannot know them: give it a Table with the columns of that point.
+
+        :param table: its name, or a Table.
+        :param events: name of the event log, in ``events_schema``.
+        :param options: ``exclude_columns``, ``redact_columns``, ``default_schema``, as in ``capture``.
+        :raises ConfigError: if the database has no such table, or, for a script, nobody says its columns.
+        """
+        found = table if isinstance(table, Table) else _known(operations, table, schema)
+        operations.invoke(cls(found, Names(events, events_schema), options))
+
+    def reverse(self) -> DropEventTrigger:
+        return DropEventTrigger(self.table, self.names)
+
+
+@Operations.register_operation("drop_event_trigger")
+class DropEventTrigger(MigrateOperation):
+    """``op.drop_event_trigger("users")``; nothing where there is none."""
+
+    def __init__(self, table: Table, names: Names) -> None:
+        self.table = table
+        self.names = names
+
+    @classmethod
+    def drop_event_trigger(
+        cls,
+        operations: Operations,
+        table: str | Table,
+        schema: str | None = None,
+        *,
+        events: str = "events",
+        events_schema: str | None = None,
+    ) -> None:
+        """Remove the triggers of a table. Do so before the event tables are dropped: every write would fail."""
+        found = table if isinstance(table, Table) else Table(table, MetaData(), schema=schema)
+        operations.invoke(cls(found, Names(events, events_schema)))
+
+    def reverse(self) -> CreateEventTrigger:
+        return CreateEventTrigger(self.table, self.names, {})
+
+
+def _known(operations: Operations, name: str, schema: str | None) -> Table:
+    metadata = operations.get_context().opts.get("target_metadata")
+    wanted = f"{schema}.{name}" if schema else name
+    for one in metadata if isinstance(metadata, (list, tuple)) else [metadata]:
+        if one is not None and wanted in one.tables:
+            found: Table = one.tables[wanted]
+            return found
+    return Table(name, MetaData(), schema=schema)
+
+
+@Operations.implementation_for(CreateEventTrigger)
+def _create_trigger(operations: Operations, operation: CreateEventTrigger) -> None:
+    context = operations.get_context()
+    if context.as_sql:
+        _script(operations, triggers.sql(operation.table, context.dialect, operation.names, **operation.options))
+    else:
+        triggers.create(operations.get_bind(), operation.table, operation.names, **operation.options)
+
+
+@Operations.implementation_for(DropEventTrigger)
+def _drop_trigger(operations: Operations, operation: DropEventTrigger) -> None:
+    context = operations.get_context()
+    if context.as_sql:
+        _script(operations, triggers.drop_sql(operation.table, context.dialect, operation.names))
+    else:
+        triggers.drop(operations.get_bind(), operation.table, names=operation.names)
+
+
+def _script(operations: Operations, statements: list[str]) -> None:
+    """As they are: Alembic would double the percent signs of a name for psycopg."""
+    impl: Any = operations.impl
+    for statement in statements:
+        impl.static_output(statement.strip() + impl.command_terminator)

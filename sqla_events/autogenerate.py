@@ -51,7 +51,7 @@ def _ours(ops: Iterable[Any]) -> set[Relation]:
     from alembic.operations.ops import DropTableOp
 
     logs = [op for op in ops if isinstance(op, DropTableOp) and set(op.to_table().columns.keys()) >= _COLUMNS]
-    return {(op.schema, name) for op in logs for name in Names(op.table_name).all}
+    return {(op.schema, name) for op in logs for name in Names(op.table_name).reserved}
 
 
 def _relation(op: Any) -> Relation | None:
@@ -66,4 +66,4 @@ _PART = re.compile(rf"{Names().events}_(p\d+|rest)")
 
 def include_name(name: str | None, kind: str, _parents: Mapping[str, Any]) -> bool:
     """For ``context.configure(include_name=…)``: everything except the event tables under their default names."""
-    return kind != "table" or (name not in Names().all and not _PART.fullmatch(name or ""))
+    return kind != "table" or (name not in Names().reserved and not _PART.fullmatch(name or ""))

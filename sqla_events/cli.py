@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -298,6 +298,25 @@ def resume(url: str, subscription: str, group: str | None, **options: Any) -> No
     with _broker(url, **options) as broker:
         broker.resume(subscription, group, everywhere=True)
     click.echo(f"resumed: {subscription}")
+
+
+@main.command(name="triggers")
+@click.argument("url")
+def event_triggers(url: str) -> None:
+    """Check that event triggers fit their tables as these are now."""
+    from . import alembic, triggers
+
+    found: list[str] = []
+    wrong: list[str] = []
+
+    def look(connection: Connection) -> None:
+        found.extend(triggers.installed(connection))
+        wrong.extend(triggers.drift(connection))
+
+    alembic.connected(_database(url), look)
+    if wrong:
+        raise click.ClickException("; ".join(wrong))
+    click.echo(f"event triggers fit their tables: {', '.join(found)}" if found else "there are no event triggers")
 
 
 # Dead letters -------------------------------------------------------------------------------------------------------

@@ -82,6 +82,11 @@ class Names:
         return self._derived("status")
 
     @property
+    def guard(self) -> str:
+        """Of event triggers on SQLite: made with the first of them."""
+        return self._derived("guard")
+
+    @property
     def sequence(self) -> str:
         return f"{self.events}_seq_seq"
 
@@ -94,6 +99,11 @@ class Names:
     def all(self) -> tuple[str, ...]:
         """Every relation of ours, the version table included."""
         return (self.events, self.positions, self.batches, self.deliveries, self.status, self.version)
+
+    @property
+    def reserved(self) -> tuple[str, ...]:
+        """Every name that is ours, whether it is there or not."""
+        return (*self.all, self.guard)
 
     def qualified(self, name: str) -> str:
         """``name`` as SQL text, with its schema. Names are plain identifiers: quoting keeps their case and no more."""

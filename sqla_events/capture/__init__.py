@@ -25,6 +25,7 @@ from .choice import Choice, columns
 from .codec import TableCodec
 from .listener import Listener
 from .make import Maker
+from .marks import Marks
 from .plan import Plan, Row, Shape, key_columns
 from .rows import known_values
 from .settings import CaptureSettings
@@ -61,10 +62,12 @@ class Capture:
         self._codecs: dict[sa.Table, TableCodec | None] = {}
         self._readers: dict[sa.Table, TableCodec] = {}
         self._cascades = Cascades(self._captured, self._reader) if settings.cascades == "events" else None
+        self._marks = Marks(self._engine, tables.names, instance_id)
         on_gap = None if settings.on_gap == "ignore" else self._gap
         self._listener = Listener(
-            self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values, self._cascades
-        )
+            self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values, self._cascades,
+            self._marks,
+        )  # fmt: skip
         self._maker = Maker(settings, instance_id)
         self._enabled = {
             "create": settings.enable_create,
@@ -84,6 +87,7 @@ class Capture:
             return
         refuse_autocommit(self._engine)
         self._listener.listen()
+        self._marks.listen()
         for name in _TRANSACTION:
             event.listen(self._engine, name, getattr(self, f"_{name}"))
         for target, name, function in self._around:
@@ -95,6 +99,7 @@ class Capture:
         if not self._installed:
             return
         self._listener.unlisten()
+        self._marks.unlisten()
         for name in _TRANSACTION:
             event.remove(self._engine, name, getattr(self, f"_{name}"))
         for target, name, function in self._around:
@@ -124,6 +129,7 @@ class Capture:
             buffer.after = self._committing(list(buffer.written))
             _committed.set((*_committed.get(), buffer.after))
         buffer.clear()
+        self._marks.ended()
 
     def _prepare_twophase(self, connection: Connection, xid: Any) -> None:
         self._drain(connection, buffer_of(connection))
@@ -134,6 +140,7 @@ class Capture:
     def _rollback(self, connection: Connection) -> None:
         buffer = buffer_of(connection)
         buffer.clear()
+        self._marks.ended()
         failed, buffer.after = buffer.after, None
         if failed in (waiting := _committed.get()):  # the COMMIT itself failed
             _committed.set(tuple(other for other in waiting if other is not failed))
@@ -196,9 +203,8 @@ class Capture:
                 buffer.written += [(uuid.UUID(one[0]), one[4].type) for one in events]
             else:
                 buffer.written += [_untracked(one[4].type) for one in events]
-            if (
-                len(buffer.rows) >= DRAIN_AT and plan.verb != "read"
-            ):  # a result is being fetched: its connection is busy
+            full = len(buffer.rows) >= DRAIN_AT or plan.table.name in self._marks.known  # what its trigger writes comes after
+            if full and plan.verb != "read":  # a result is being fetched: its connection is busy
                 self._drain(connection, buffer)
 
     def _gap(self, schema: str | None, table: str, statement: str, reason: str) -> None:
@@ -240,7 +246,7 @@ class Capture:
     def _operations(self, schema: str | None, table: str, how: Callable[[Choice], Callable[..., bool]], *of: Any) -> frozenset[str]:
         """The operations on a table that are captured."""
         names = self._tables.names
-        if schema == names.schema and table in names.all:
+        if schema == names.schema and table in names.reserved:
             return frozenset()
         what = of or (schema, table)
         return frozenset(

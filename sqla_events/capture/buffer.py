@@ -18,7 +18,7 @@ ATTRIBUTE = "_sqla_events_buffer"
 class Buffer:
     """Rows for the outbox in the order of their writes, and the statements that run now."""
 
-    __slots__ = ("after", "checked", "marks", "plans", "rows", "states", "written")
+    __slots__ = ("after", "checked", "guarded", "marks", "plans", "rows", "states", "told", "written")
 
     def __init__(self) -> None:
         self.rows: list[tuple[Any, ...]] = []
@@ -31,6 +31,10 @@ class Buffer:
         self.after: Any = None
         """What waits to be told how the COMMIT went."""
         self.checked = False
+        self.guarded = False
+        """SQLite's guard says something that holds for the statement that runs."""
+        self.told = False
+        """Triggers have been told in this transaction who is writing."""
 
     def clear(self) -> None:
         """Forget everything: the transaction is over."""
@@ -39,6 +43,7 @@ class Buffer:
         self.states.clear()
         self.written.clear()
         self.marks.clear()
+        self.guarded = self.told = False
 
     def refuse_autocommit(self, connection: Connection) -> None:
         """:raises CaptureError: if every statement commits by itself: the event could be lost or lie."""

@@ -130,6 +130,8 @@ class ColumnCodec:
 
     def _loader(self, load: Form | None) -> Form:
         null = SQL_NULL if self.is_json else None
+        if load is None and isinstance(self.kind, sa.Float):  # SQLite's RETURNING tells 2 of a stored 2.0
+            return lambda raw: float(raw) if type(raw) is int else raw
         if load is None:
             return lambda raw: null if raw is None else raw
         return lambda raw: null if raw is None else load(raw)

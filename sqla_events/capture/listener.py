@@ -8,6 +8,7 @@ lend only what no statement knows: the objects behind a flush, for their old val
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +21,7 @@ from . import gaps, many, ride
 from .buffer import Buffer, buffer_of
 from .cascades import Cascades
 from .codec import TableCodec
+from .marks import Marks
 from .plan import Plan, Row, program_of, shape_of, unwrapped
 from .rows import deleted, inserted, matched, updated, whole_rows
 from .select import present_rows, refresh, still_there
@@ -41,6 +43,7 @@ class Listener:
         on_text: Callable[[Connection, str, str | None], None],
         old_values: str,
         cascades: Cascades | None,
+        marks: Marks,
     ) -> None:
         self._engine = engine
         self._codec_of = codec_of
@@ -49,6 +52,7 @@ class Listener:
         self._on_text = on_text
         self._always = old_values == "always"
         self._cascades = cascades
+        self._marks = marks
         self._listening: list[tuple[Any, str, Any]] = []
 
     def listen(self) -> None:
@@ -89,13 +93,26 @@ class Listener:
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> tuple[str, Any]:
         if context is None or context.compiled is None or context.is_text:
+            self._marks.noticed(sql)
             word = gaps.transaction_word(sql)
             if word is not None:
                 self._on_text(connection, *word)
-        if self._on_gap is not None:
+        self._marks.look_again(connection)
+        if self._marks.known:
+            gaps.look(partial(self._unseen, connection), sql, context)
+        elif self._on_gap is not None:
             gaps.look(self._on_gap, sql, context)
         plan = self._plan_for(connection, context)
-        return (sql if plan is None else self._prepared(connection, plan, sql, context, executemany)), parameters
+        if plan is not None:
+            sql = self._prepared(connection, plan, sql, context, executemany)
+            if self._marks.known:
+                sql = self._marks.mark(connection, plan, sql)
+        return sql, parameters
+
+    def _unseen(self, connection: Connection, schema: str | None, table: str, sql: str, reason: str) -> None:
+        """A write that capture cannot see into, where there are triggers."""
+        if not self._marks.tell(connection, table) and self._on_gap is not None:
+            self._on_gap(schema, table, sql, reason)
 
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of what runs now; made here where another listener has put another statement in place of ours."""
@@ -140,7 +157,7 @@ class Listener:
     def _blind(self, plan: Plan, sql: str) -> None:
         plan.whole = plan.own = False
         plan.blind = True
-        if self._on_gap is not None:
+        if self._on_gap is not None and plan.table.name not in self._marks.known:
             self._on_gap(plan.table.schema, str(plan.table.name), sql, "a statement whose rows the database does not return")
 
     # While -------------------------------------------------------------------------------------------------------
@@ -173,6 +190,8 @@ class Listener:
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> None:
         buffer = buffer_of(connection)
+        if buffer.guarded:
+            self._marks.done(connection)
         if not buffer.plans or not buffer.plans[-1].is_of(context):
             return
         plan: Plan = buffer.plans[-1]
@@ -228,7 +247,10 @@ class Listener:
         caused = list(self._cascades.changed(connection, plan, plan.reached, rows, self._missed)) if rows else []
         parts = [*reversed(caused), (plan, rows)] if plan.verb == "delete" else [(plan, rows), *caused]
         for one, of_one in parts:
-            self._tell(connection, buffer, one, of_one)
+            if one is plan:
+                self._tell(connection, buffer, one, of_one)
+            elif not self._marks.sees(one.table, plan):
+                self._emit(connection, buffer, one, of_one)
 
     def _missed(self, plan: Plan, reason: str) -> None:
         if self._on_gap is not None:
@@ -240,6 +262,8 @@ class Listener:
         if connection is None or execution is None:
             return
         buffer = buffer_of(connection)
+        if buffer.guarded:
+            self._marks.done(connection)
         if buffer.plans and buffer.plans[-1].is_of(execution):
             plan = buffer.plans.pop()
             if plan.counts is not None and connection.dialect.name == "sqlite":

@@ -15,7 +15,7 @@ RANKS = {
     1: {"position", "filter", "retry", "schema", "provider", "signals", "context", "bridge", "settings", "wire", "cloudevents"},
     2: {"config", "log", "deliveries", "subscription", "upcasting", "providers", "capture.settings"},
     3: {"capture", "relay", "consumer", "workers", "upkeep"},
-    4: {"broker", "inspection", "publisher", "publishing", "replaying", "runtime"},
+    4: {"broker", "inspection", "publisher", "publishing", "replaying", "runtime", "triggers"},
     5: {"install", "cli", "metrics", "dashboard", "demo", "testing", "alembic", "autogenerate", "__main__"},
 }
 RANK = {part: rank for rank, parts in RANKS.items() for part in parts}

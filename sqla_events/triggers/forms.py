@@ -1,0 +1,257 @@
+"""The JSON form of a column's value in SQL, as encoding.py has it in Python, and the types that the sidecar says.
+
+A form is a piece of SQL that yields JSON text and never NULL. Values that have another type code than the usual one of
+their column (a JSON null, an address with a mask) have it under a condition.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.ranges import AbstractSingleRange
+from sqlalchemy.engine import Dialect
+
+from .. import encoding
+from ..capture.codec import REDACTED, ColumnCodec
+
+Sql = Callable[[str], str]
+"""SQL of a value -> SQL of its form."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one column gets into an event."""
+
+    name: str
+    text: Sql
+    """JSON text of a value that is not NULL."""
+    codes: Mapping[str, str]
+    """Pointer below the value -> type code."""
+    special: Mapping[str, Sql]
+    """Type code -> whether a value has it instead."""
+
+    def json(self, value: str) -> str:
+        """JSON text, never NULL."""
+        return f"coalesce({self.text(value)}, 'null')"
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Entries of the sidecar that hold for every row."""
+        for pointer, code in self.codes.items():
+            yield f"/payload/*/{encoding.escape(self.name)}{pointer}", code
+
+
+def literal(text: str) -> str:
+    """Text as a literal, where a backslash is a backslash."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def form_of(codec: ColumnCodec, dialect: Dialect) -> Form:
+    """The form of a column; of a type that is not known, what the database itself makes of it in JSON."""
+    if codec.redacted:
+        return Form(codec.name, lambda v: f"CASE WHEN {v} IS NOT NULL THEN '\"{REDACTED}\"' END", {}, {})
+    make = _postgresql if dialect.name == "postgresql" else _sqlite
+    text, codes, special = make(codec, dialect)
+    return Form(codec.name, text, codes, special)
+
+
+_Made = tuple[Sql, dict[str, str], dict[str, Sql]]
+
+
+def _member_names(codec: ColumnCodec) -> dict[str, str]:
+    """Stored text -> member's name, where they differ (``values_callable``)."""
+    found = {}
+    for member in codec.enum or ():
+        stored = codec.kind._db_value_for_elem(member)  # type: ignore[attr-defined]
+        if isinstance(member, enum.Enum) and stored != member.name:
+            found[str(stored)] = member.name
+    return found
+
+
+def _renamed(value: str, names: Mapping[str, str], otherwise: str) -> str:
+    if not names:
+        return otherwise
+    cases = " ".join(f"WHEN {literal(stored)} THEN {literal(encoding.dumps(name))}" for stored, name in names.items())
+    return f"CASE {value} {cases} ELSE {otherwise} END"
+
+
+# PostgreSQL ---------------------------------------------------------------------------------------------------------
+
+
+def _postgresql(codec: ColumnCodec, dialect: Dialect) -> _Made:
+    kind = codec.kind
+    if codec.is_json:
+        return (lambda v: f"{v}::text"), {}, {"jsonnull": lambda v: f"btrim({v}::text) = 'null'"}
+    if codec.enum is not None:
+        names = _member_names(codec)
+        return (lambda v: _renamed(f"{v}::text", names, f"to_json({v}::text)::text")), {"": str(codec.code)}, {}
+    if codec.code is not None:
+        zone = bool(getattr(kind, "timezone", False))
+        return _POSTGRESQL[codec.code + (" zone" if zone else "")], {"": codec.code}, {}
+    if isinstance(kind, sa.ARRAY):
+        return _array(kind, dialect)
+    if isinstance(kind, AbstractSingleRange):
+        return _range(kind, dialect)
+    if isinstance(kind, postgresql.CIDR):
+        return _natural, {"": "ipnetwork"}, {}
+    if isinstance(kind, postgresql.INET):
+        return _natural, {}, {"ipinterface": _masked, "ipaddress": lambda v: f"NOT {_masked(v)}"}
+    return _natural, _float_code(codec), {}
+
+
+def _masked(value: str) -> str:
+    return f"masklen({value}) < CASE family({value}) WHEN 4 THEN 32 ELSE 128 END"
+
+
+def _natural(value: str) -> str:
+    return f"to_json({value})::text"
+
+
+def _float_code(codec: ColumnCodec) -> dict[str, str]:
+    """So that NaN and 1 are floats again."""
+    return {"": "float"} if isinstance(codec.kind, sa.Float) or (codec.expected is None and _is_float(codec.kind)) else {}
+
+
+def _is_float(kind: Any) -> bool:
+    try:
+        return kind.python_type is float
+    except NotImplementedError:
+        return False
+
+
+def _array(kind: sa.ARRAY[Any], dialect: Dialect) -> _Made:
+    item = ColumnCodec(sa.Column("item", kind.item_type), dialect)
+    if item.code is None or item.code == "bytes" or item.is_json or (kind.dimensions or 1) > 1:
+        return _natural, {}, {}
+    return (lambda v: f"to_json({v}::text[])::text"), {"/*": item.code}, {}
+
+
+def _range(kind: AbstractSingleRange[Any], dialect: Dialect) -> _Made:
+    bound = ColumnCodec(sa.Column("bound", _BOUNDS.get(type(kind).__name__, sa.Text)()), dialect)
+    text, codes, _ = _postgresql(bound, dialect)
+
+    def side(v: str, end: str) -> str:
+        return f"'\"{end}\":' || coalesce({text(f'{end}({v})')}, 'null')"
+
+    def form(v: str) -> str:
+        bounds = f"""CASE WHEN isempty({v}) THEN '[)' ELSE (CASE WHEN lower_inc({v}) THEN '[' ELSE '(' END) ||
+            (CASE WHEN upper_inc({v}) THEN ']' ELSE ')' END) END"""
+        return (
+            f"CASE WHEN {v} IS NOT NULL THEN '{{' || {side(v, 'lower')} || ',' || {side(v, 'upper')} || ',\"bounds\":\"' || {bounds} || "
+            f"'\",\"empty\":' || isempty({v})::text || '}}' END"
+        )
+
+    ends = {f"/{end}{pointer}": code for end in ("lower", "upper") for pointer, code in codes.items()}
+    return form, {"": "range", **ends}, {}
+
+
+_BOUNDS: dict[str, Any] = {
+    "INT4RANGE": sa.Integer,
+    "INT8RANGE": sa.BigInteger,
+    "NUMRANGE": sa.Numeric,
+    "DATERANGE": sa.Date,
+    "TSRANGE": sa.DateTime,
+    "TSTZRANGE": lambda: sa.DateTime(timezone=True),
+}
+
+
+def _quoted(expression: str) -> str:
+    return f"to_json({expression})::text"
+
+
+def _moment(value: str, pattern: str, zone: str = "") -> str:
+    """As Python's isoformat: without a fraction of zero."""
+    return _quoted(f"replace(to_char({value}, '{pattern}.US'), '.000000', ''){zone}")
+
+
+_DAY = 'YYYY-MM-DD"T"HH24:MI:SS'
+_POSTGRESQL: dict[str, Sql] = {
+    "decimal": lambda v: _quoted(f"{v}::text"),
+    "uuid": lambda v: _quoted(f"{v}::text"),
+    "date": lambda v: _quoted(f"to_char({v}, 'YYYY-MM-DD')"),
+    "time": lambda v: _moment(v, "HH24:MI:SS"),
+    "time zone": lambda v: _quoted(f"{v}::text"),
+    "datetime": lambda v: _moment(v, _DAY),
+    "datetime zone": lambda v: _moment(v, _DAY, " || '+00:00'"),
+    "timedelta": lambda v: _quoted(
+        f"CASE WHEN extract(epoch FROM {v}) < 0 THEN '-' ELSE '' END || 'PT' || trim_scale(abs(extract(epoch FROM {v}))::numeric)::text || 'S'"
+    ),
+    "bytes": lambda v: _quoted(f"replace(encode({v}, 'base64'), chr(10), '')"),
+}
+
+
+# SQLite -------------------------------------------------------------------------------------------------------------
+
+
+def _sqlite(codec: ColumnCodec, dialect: Dialect) -> _Made:
+    kind = codec.kind
+    if codec.is_json:
+        text = lambda v: f"CASE WHEN json_valid({v}) THEN json({v}) ELSE {_stored(v)} END"  # noqa: E731
+        return text, {}, {"jsonnull": lambda v: f"json_valid({v}) AND json({v}) = 'null'"}
+    if codec.enum is not None:
+        names = _member_names(codec)
+        return (lambda v: _renamed(v, names, _stored(v))), {"": str(codec.code)}, {}
+    if isinstance(kind, sa.Boolean):
+        return (lambda v: f"CASE {v} WHEN 0 THEN 'false' WHEN 1 THEN 'true' ELSE {_stored(v)} END"), {}, {}
+    if codec.code == "decimal":
+        places = getattr(kind, "_effective_decimal_return_scale", 10)
+        decimal = lambda v: f"CASE WHEN typeof({v}) IN ('real', 'integer') THEN '\"' || printf('%.{places}f', {v}) || '\"' ELSE {_stored(v)} END"  # noqa: E731
+        return decimal, {"": "decimal"}, {}
+    if codec.code is not None:
+        return _SQLITE[codec.code], {"": codec.code}, {}
+    return _stored, _float_code(codec), {}
+
+
+def _stored(value: str) -> str:
+    """What stands there, whatever the column's type: SQLite lets every value into every column."""
+    return (
+        f"CASE typeof({value}) WHEN 'null' THEN NULL WHEN 'blob' THEN json_quote(hex({value})) WHEN 'real' THEN "
+        f"CASE WHEN abs({value}) > 1.7976931348623157e308 THEN CASE WHEN {value} > 0 THEN '\"Infinity\"' ELSE '\"-Infinity\"' END "
+        f"ELSE printf('%!.17g', {value}) END ELSE json_quote({value}) END"
+    )
+
+
+def _text(expression: str, value: str) -> str:
+    return f"CASE typeof({value}) WHEN 'text' THEN json_quote({expression}) ELSE {_stored(value)} END"
+
+
+def _timedelta(value: str) -> str:
+    """SQLAlchemy stores an interval as a moment after 1970."""
+    micros = f"(CAST(strftime('%s', {value}) AS INTEGER) * 1000000 + CAST(substr({value} || '000000', 21, 6) AS INTEGER))"
+    sign = f"CASE WHEN {micros} < 0 THEN '-' ELSE '' END"
+    return _text(f"{sign} || printf('PT%d.%06dS', abs({micros}) / 1000000, abs({micros}) % 1000000)", value)
+
+
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+def _base64(value: str) -> str:
+    """Without a function for it: three bytes, as many times as json_each counts, are four letters."""
+    numbers = f"json_each('[' || substr(replace(hex(zeroblob((length({value}) + 2) / 3)), '00', ',0'), 2) || ']')"
+    byte = "(instr('123456789ABCDEF', substr(h, 6 * key + {0}, 1)) * 16 + instr('123456789ABCDEF', substr(h, 6 * key + {1}, 1)))"
+    bits = f"({byte.format(1, 2)} * 65536 + {byte.format(3, 4)} * 256 + {byte.format(5, 6)})"
+    letter = "substr('" + _ALPHABET + "', (b >> {0} & 63) + 1, 1)"
+    letters = (
+        f"{letter.format(18)} || {letter.format(12)} || CASE WHEN length(h) < 6 * key + 4 THEN '=' ELSE {letter.format(6)} END"
+        f" || CASE WHEN length(h) < 6 * key + 6 THEN '=' ELSE {letter.format(0)} END"
+    )
+    return (
+        f"(SELECT coalesce(group_concat({letters}, ''), '') FROM (SELECT key, h, {bits} AS b FROM (SELECT hex({value}) AS h), {numbers}))"
+    )
+
+
+_SQLITE: dict[str, Sql] = {
+    "uuid": lambda v: _text(
+        f"lower(substr({v}, 1, 8) || '-' || substr({v}, 9, 4) || '-' || substr({v}, 13, 4) || '-' || substr({v}, 17, 4) || '-' || substr({v}, 21))",
+        v,
+    ),
+    "date": lambda v: _text(v, v),
+    "time": lambda v: _text(f"replace({v}, '.000000', '')", v),
+    "datetime": lambda v: _text(f"replace(replace({v}, ' ', 'T'), '.000000', '')", v),
+    "timedelta": _timedelta,
+    "bytes": lambda v: f"CASE typeof({v}) WHEN 'blob' THEN '\"' || {_base64(v)} || '\"' ELSE {_stored(v)} END",
+}
