@@ -30,8 +30,8 @@ def provider(url: str, *, lease: float = 1.0, partitions: int = 1, **nats: Any) 
 async def opened(server: NatsServer | str, **settings: Any) -> AsyncIterator[NatsProvider]:
     """One between open and close."""
     one = provider(server if isinstance(server, str) else server.url, **settings)
-    await one.open()
     try:
+        await one.open()
         yield one
     finally:
         await one.close()

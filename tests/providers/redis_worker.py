@@ -74,15 +74,15 @@ STEPS = [f"{when} {what}" for what in ("publish", "resume", "commit") for when i
 STEPS.remove("after commit")  # that of the next one
 
 
-def relay(database: str, redis: str) -> None:
-    Broker(Config.load({"provider": redis, **SETTINGS}), create_engine(database)).run()
+def relay(database: str, url: str, settings: dict[str, Any] = SETTINGS) -> None:
+    Broker(Config.load({"provider": url}, **settings), create_engine(database)).run()
 
 
-def consume(database: str, redis: str, name: str) -> None:
+def consume(database: str, url: str, name: str, settings: dict[str, Any] = SETTINGS) -> None:
     """Handlers that take their time now and then, and that fail now and then."""
     conninfo = make_url(database).set(drivername="postgresql").render_as_string(hide_password=False)
     chance = random.Random(name)
-    broker = connect(redis, **SETTINGS, retry_policy={"max_retries": 1000, "initial_delay": 0.01, "max_delay": 0.05})
+    broker = connect(url, **settings, retry_policy={"max_retries": 1000, "initial_delay": 0.01, "max_delay": 0.05})
     link = psycopg.connect(conninfo, autocommit=True)
 
     def handle(event: Event) -> None:
