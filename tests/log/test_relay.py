@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
 from sqla_events.bridge import Database, Doorbell
 from sqla_events.deliveries import LogDeadLetters
@@ -16,10 +16,11 @@ from sqla_events.errors import ProviderUnavailable, PublishRejected
 from sqla_events.event import Event, decode
 from sqla_events.log import append, groups
 from sqla_events.log.settings import ReaderSettings
-from sqla_events.provider import Batch, Features
+from sqla_events.provider import Batch, Features, Message
 from sqla_events.relay import Relay
 from sqla_events.schema import Tables
 from sqla_events.signals import Buried, Fact, Relayed, Signals, Unavailable
+from sqla_events.wire import Pack
 
 TABLES = Tables()
 
@@ -51,7 +52,7 @@ class Remembering:
             raise ProviderUnavailable("down")
         events = [decode(message.body) for message in batch.messages]
         for event in events:
-            if event.payload in self.refused:
+            if event.payload in list(self.refused):
                 raise PublishRejected(str(event.id), "too large")
         self.events += events
         self.batches.append(batch)
@@ -64,13 +65,13 @@ class Remembering:
 class Running:
     """A relay at work."""
 
-    def __init__(self, database: Database, provider: Any, **settings: Any) -> None:
+    def __init__(self, database: Database, provider: Any, pack: Pack | None = None, **settings: Any) -> None:
         self.facts: list[Fact] = []
         signals = Signals()
         signals.subscribe(self.facts.append)
         self.bell = Doorbell()
         settings = {"owner": "one", "poll_interval": 0.02, "batch_size": 10, "prefetch": 40} | settings
-        self.relay = Relay(database, TABLES, provider, ReaderSettings("relay:test", **settings), signals, self.bell)
+        self.relay = Relay(database, TABLES, provider, ReaderSettings("relay:test", **settings), signals, self.bell, pack)
 
     async def __aenter__(self) -> Running:
         self.task = asyncio.create_task(self.relay.run())
@@ -108,6 +109,51 @@ async def test_everything_is_published_in_order_and_once(database: Database) -> 
     last = json.loads(provider.batches[-1].position)
     assert (last["high"], last["gaps"]) == (37, [])
     assert [batch.epoch for batch in provider.batches] == sorted(batch.epoch for batch in provider.batches)
+
+
+class Slow(Remembering):
+    """Publishes when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Batch] = []
+        self.go = asyncio.Event()
+
+    async def publish(self, batch: Batch) -> None:
+        self.given.append(batch)
+        await self.go.wait()
+        await super().publish(batch)
+
+
+async def test_the_next_batch_is_read_and_made_ready_while_one_is_published(database: Database) -> None:
+    """But only one is with the transport: what is behind it would be stored although it failed."""
+    provider, ready = Slow(), list[Message]()
+
+    def pack(message: Message) -> Message:
+        ready.append(message)
+        return message
+
+    await publish(database, *range(30))
+    async with Running(database, provider, pack=pack):
+        await until(lambda: len(ready) == 20)
+        assert [len(batch.messages) for batch in provider.given] == [10]
+        provider.go.set()
+        await until(lambda: len(provider.events) == 30)
+    assert provider.numbers == list(range(30))
+
+
+async def test_the_text_of_a_payload_travels_as_it_stands_in_the_log(database: Database) -> None:
+    """Nothing decodes it on the way: not its spaces, not how a number is written, not the order of keys."""
+    provider, odd = Remembering(), '{ "b" : 1.50e+0,  "a":"\\u00e9", "b2":[ ] }'
+    await publish(database, 1)
+    names = TABLES.names
+    await database.run(
+        lambda connection: connection.execute(text(f'UPDATE "{names.events}" SET payload = :odd'), {"odd": odd})
+    )
+    async with Running(database, provider):
+        await until(lambda: provider.batches)
+    assert f'"payload":{odd}'.encode() in provider.batches[0].messages[0].body
+    assert provider.events[0].payload == {"b": 1.5, "a": "é", "b2": []}
 
 
 async def test_a_transport_that_is_down_is_tried_until_it_answers(database: Database) -> None:
