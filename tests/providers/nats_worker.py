@@ -25,7 +25,13 @@ STEPS = [
 
 def doomed(death: Death) -> None:
     """Have the steps of this process report to it."""
-    publish, write, ask, put, commit = Publisher.publish, Connection.write, Connection.ask, Bucket.put, leases.commit
+    _publishing(death)
+    _marking(death)
+    _committing(death)
+
+
+def _publishing(death: Death) -> None:
+    publish, write, ask = Publisher.publish, Connection.write, Connection.ask
 
     async def dying_publish(publisher: Publisher, batch: Batch) -> None:
         death.at("before publish")
@@ -49,6 +55,14 @@ def doomed(death: Death) -> None:
         death.at("unanswered")
         return await call
 
+    Publisher.publish = dying_publish  # type: ignore[method-assign]
+    Connection.write = dying_write  # type: ignore[method-assign]
+    Connection.ask = dying_ask  # type: ignore[method-assign]
+
+
+def _marking(death: Death) -> None:
+    put = Bucket.put
+
     async def dying_put(bucket: Bucket, key: str, *rest: Any) -> int:
         if not key.startswith("relay."):
             return await put(bucket, key, *rest)
@@ -56,6 +70,12 @@ def doomed(death: Death) -> None:
         revision = await put(bucket, key, *rest)
         death.at("after mark")
         return revision
+
+    Bucket.put = dying_put  # type: ignore[method-assign]
+
+
+def _committing(death: Death) -> None:
+    commit = leases.commit
 
     def dying_commit(*arguments: Any) -> Any:
         moves = arguments[3].started_at is not None
@@ -66,10 +86,6 @@ def doomed(death: Death) -> None:
             death.at("during commit")  # the statement has run, its transaction is open
         return answer
 
-    Publisher.publish = dying_publish  # type: ignore[method-assign]
-    Connection.write = dying_write  # type: ignore[method-assign]
-    Connection.ask = dying_ask  # type: ignore[method-assign]
-    Bucket.put = dying_put  # type: ignore[method-assign]
     leases.commit = dying_commit
 
 
