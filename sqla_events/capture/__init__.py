@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from ..bridge import refuse_autocommit
 from ..errors import CaptureError
@@ -75,6 +76,8 @@ class Capture:
             "delete": settings.enable_delete,
             "read": settings.enable_read,
         }
+        # Two Connections may share one of the driver's, and the COMMIT of one is that of both: nothing may wait.
+        self._drain_at = 1 if isinstance(self._engine.pool, (StaticPool, SingletonThreadPool)) else DRAIN_AT
         self._installed = False
         self._include = Choice(settings.include, settings.default_schema)
         self._exclude = Choice(settings.exclude, settings.default_schema)
@@ -203,7 +206,7 @@ class Capture:
                 buffer.written += [(uuid.UUID(one[0]), one[4].type) for one in events]
             else:
                 buffer.written += [_untracked(one[4].type) for one in events]
-            full = len(buffer.rows) >= DRAIN_AT or plan.table.name in self._marks.known  # what its trigger writes comes after
+            full = len(buffer.rows) >= self._drain_at or plan.table.name in self._marks.known  # what its trigger writes comes after
             if full and plan.verb != "read":  # a result is being fetched: its connection is busy
                 self._drain(connection, buffer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapper, Session
 
 from sqla_events import CaptureError, ConfigError, event_context, install_crud_hooks
+from sqla_events.alembic import upgrade
 from sqla_events.signals import Fact, Gap
 from tests.capture.conftest import Stage
 from tests.capture.model import Base, Item, Seat, Tag
@@ -348,4 +350,31 @@ def test_missing_tables_fail_the_write_and_say_what_to_do(empty_database_url: st
     broker.uninstall()
     with Session(engine) as session:
         assert session.scalars(sa.select(Tag)).all() == []
+    engine.dispose()
+
+
+def test_a_commit_by_another_connection_over_the_same_one_of_the_driver(tmp_path: Path) -> None:
+    """A StaticPool hands one out to all: what a default commits in the middle of a flush must have its events by then."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'one.db'}", poolclass=sa.StaticPool)
+    upgrade(engine.url)
+    metadata = sa.MetaData()
+    counter = sa.Table("counter", metadata, sa.Column("id", sa.Integer, primary_key=True))
+
+    def following() -> int:
+        with engine.begin() as connection:
+            return connection.execute(sa.insert(counter)).inserted_primary_key[0]
+
+    first = sa.Table("first", metadata, sa.Column("id", sa.Integer, primary_key=True))
+    second = sa.Table("second", metadata, sa.Column("id", sa.Integer, primary_key=True, default=following))
+    metadata.create_all(engine)
+    broker = install_crud_hooks(engine)
+    with engine.connect() as connection:
+        connection.execute(sa.insert(first), {"id": 7})
+        connection.execute(sa.insert(second))
+        connection.rollback()
+        assert connection.execute(sa.select(first)).all() == [(7,)]
+    broker.uninstall()
+    with engine.connect() as connection:
+        types = connection.execute(sa.text("SELECT type FROM events ORDER BY seq")).scalars().all()
+    assert types == ["public.first.create", "public.counter.create"]
     engine.dispose()

@@ -1,0 +1,150 @@
+"""The proof by SQLAlchemy's own tests (benchmarks/suite): it finds what is wrong, finds nothing where nothing is, and reads its lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+from benchmarks.suite import hooks
+from benchmarks.suite.mutants import MUTANTS
+from benchmarks.suite.outcome import Excuses, compared, records, table
+from benchmarks.suite.proof import Report
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+links = sa.Table("proof_links", Base.metadata, sa.Column("page", sa.ForeignKey("proof_pages.id")), sa.Column("other", sa.ForeignKey("proof_pages.id")))
+
+
+class Page(Base):
+    __tablename__ = "proof_pages"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    views: Mapped[int] = mapped_column(default=0)
+    linked: Mapped[list[Page]] = relationship(secondary=links, primaryjoin="Page.id == proof_links.c.page", secondaryjoin="Page.id == proof_links.c.other")
+
+
+@pytest.fixture
+def proving(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[sa.Engine, Report]]:
+    report = Report()
+    monkeypatch.setattr(hooks, "_report", lambda: report)
+    engine = sa.create_engine(empty_database_url)
+    hooked = hooks.Hooked(engine, hooks.DATABASES[engine.dialect.name])
+    Base.metadata.create_all(engine)
+    yield engine, report
+    hooked.capture.uninstall()
+    engine.dispose()
+
+
+def write(engine: sa.Engine) -> None:
+    with Session(engine) as session:
+        pages = [Page(title=f"page {n}") for n in range(120)]
+        pages[0].linked = pages[1:3]
+        session.add_all(pages)
+        session.commit()
+        pages[1].title = "changed"
+        session.flush()
+        session.delete(pages[0])
+        session.rollback()
+        with session.begin_nested() as savepoint:
+            session.execute(sa.update(Page).values(views=1))
+            savepoint.rollback()
+        session.delete(pages[5])
+        session.commit()
+
+
+def test_nothing_is_found_where_nothing_is_wrong(proving: tuple[sa.Engine, Report]) -> None:
+    """At COMMIT and at ROLLBACK, with what a savepoint undid."""
+    engine, report = proving
+    write(engine)
+    assert (report.differences, report.unchecked, report.gaps) == ([], [], [])
+    assert report.checks >= 3
+    assert report.events >= 124
+    assert report.rows > 300
+
+
+@pytest.mark.parametrize("mutant", [name for name in MUTANTS if name])
+def test_damage_to_the_events_is_found(proving: tuple[sa.Engine, Report], monkeypatch: pytest.MonkeyPatch, mutant: str) -> None:
+    """One event in a hundred, the rows of an association, one column of an update."""
+    engine, report = proving
+    monkeypatch.setattr(hooks, "_mutate", MUTANTS[mutant])
+    write(engine)
+    assert report.differences
+
+
+def test_text_that_writes_is_a_reported_gap_and_no_difference(proving: tuple[sa.Engine, Report]) -> None:
+    """What capture says that it does not see is counted apart."""
+    engine, report = proving
+    with engine.begin() as connection:
+        connection.execute(sa.insert(Page), {"title": "seen"})
+        connection.exec_driver_sql("UPDATE proof_pages SET views = 7")
+    assert report.differences == []
+    assert report.behind_gaps
+    assert "UPDATE proof_pages" in report.gaps[0]
+
+
+def test_what_goes_around_sqlalchemy_is_a_difference(proving: tuple[sa.Engine, Report]) -> None:
+    """A cursor of the driver's."""
+    engine, report = proving
+    with engine.begin() as connection:
+        connection.execute(sa.insert(Page), {"title": "seen"})
+        connection.connection.cursor().execute("UPDATE proof_pages SET views = 7")
+    assert report.differences
+
+
+def record(**about: Any) -> dict[str, Any]:
+    return {"test": "t.py::A_sqlite+pysqlite_3_40_1::test", "outcome": "passed", "text": "", "checks": 1, "events": 2, "rows": 3,
+            "differences": [], "gaps": [], "behind_gaps": [], "unchecked": []} | about  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "good", "counts"),
+    [
+        (record(), True, (1, 0, 0, 0)),
+        (record(outcome="failed"), False, (0, 1, 0, 0)),
+        (record(outcome="error in setup"), False, (0, 1, 0, 0)),
+        (record(differences=["x"]), False, (1, 0, 1, 0)),
+        (record(behind_gaps=["x"], gaps=["y"]), True, (1, 0, 0, 1)),
+        (record(behind_gaps=["x"], differences=["y"]), False, (1, 0, 1, 0)),
+    ],
+)
+def test_outcomes(found: dict[str, Any], good: bool, counts: tuple[int, ...]) -> None:
+    """What counts as what."""
+    one = compared("sqlite", {"t.py::A::test": found}, set(), Excuses({}, {}))
+    assert (one.passed, len(one.failing), len(one.differing), len(one.gaps)) == counts
+    assert one.good is good
+    assert "sqlite" in table([one])
+
+
+@pytest.mark.parametrize("excuse", [lambda test: Excuses({test: "r"}, {}), lambda test: Excuses({}, {test: "r"})])
+def test_excuses(excuse: Callable[[str], Excuses], tmp_path: Path) -> None:
+    """A failure and a difference are excused each on its own, by a list that is a file."""
+    excuse("t.py::A::test").write(tmp_path / "list")
+    excuses = Excuses.read(tmp_path / "list")
+    assert excuses == excuse("t.py::A::test")
+    one = compared("sqlite", {"t.py::A::test": record(outcome="failed", differences=["x"])}, set(), excuses)
+    assert not one.good
+    assert one.excused == {"t.py::A::test": "r"}
+    assert len(one.failing) + len(one.differing) == 1
+
+
+def test_a_test_that_fails_without_hooks_too_is_no_failure_of_theirs() -> None:
+    """It is not excused either: there is nothing to excuse."""
+    one = compared("sqlite", {"t.py::A::test": record(outcome="failed")}, {"t.py::A::test"}, Excuses({}, {}))
+    assert one.good
+    assert not one.excused
+
+
+def test_records_are_read_without_the_database_in_their_names(tmp_path: Path) -> None:
+    """So that one list serves every database."""
+    import json
+
+    (tmp_path / "gw0.jsonl").write_text(json.dumps(record()) + "\n")
+    assert list(records(tmp_path)) == ["t.py::A::test"]
