@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from sqlalchemy.sql import dml
@@ -27,12 +27,12 @@ _CTE = re.compile(
 )
 
 
-def look(on_gap: OnGap, sql: str, context: Any) -> None:
-    """Report what this execution writes beside the rows of its own statement."""
+def look(on_gap: OnGap, sql: str, context: Any, caught: Container[Any] = ()) -> None:
+    """Report what this execution writes beside the rows of its own statement, and of the CTEs that are caught."""
     compiled = getattr(context, "compiled", None)
     if ctes := getattr(compiled, "ctes", None):
         for cte in ctes:
-            if isinstance(cte.element, dml.UpdateBase) and (table := table_of(cte.element)) is not None:
+            if cte not in caught and isinstance(cte.element, dml.UpdateBase) and (table := table_of(cte.element)) is not None:
                 on_gap(table.schema, str(table.name), sql, "a data-modifying CTE")
     elif compiled is None or not (context.isinsert or context.isupdate or context.isdelete):
         _look_at_text(on_gap, sql)

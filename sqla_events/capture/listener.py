@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
-from . import gaps, many, ride
+from . import ctes, gaps, many, ride
 from .buffer import Buffer, buffer_of
 from .cascades import Cascades
 from .codec import TableCodec
@@ -81,13 +81,9 @@ class Listener:
     def _before_execute(
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any]
     ) -> None:
-        shape = shape_of(element)
-        codec = None if shape is None else self._codec_of(shape.table)
-        if shape is None or codec is None or not codec.writes(shape):
-            return
-        buffer = buffer_of(connection)
-        buffer.refuse_autocommit(connection)
-        buffer.plans.append(Plan(element, unwrapped(element), shape, codec, len(multi) > 1, self._always))
+        plan = self._planned(connection, element, many=len(multi) > 1)
+        if plan is not None:
+            buffer_of(connection).plans.append(plan)
 
     def _before_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
@@ -98,10 +94,12 @@ class Listener:
             if word is not None:
                 self._on_text(connection, *word)
         self._marks.look_again(connection)
-        if self._marks.known:
-            gaps.look(partial(self._unseen, connection), sql, context)
-        elif self._on_gap is not None:
-            gaps.look(self._on_gap, sql, context)
+        caught = self._catch(connection, sql, context) if getattr(getattr(context, "compiled", None), "ctes", None) else None
+        on_gap = partial(self._unseen, connection) if self._marks.known else self._on_gap
+        if on_gap is not None:
+            gaps.look(on_gap, sql, context, () if caught is None else caught.plans)
+        if caught is not None:
+            return caught.sql, parameters
         plan = self._plan_for(connection, context)
         if plan is not None:
             sql = self._prepared(connection, plan, sql, context, executemany)
@@ -114,6 +112,25 @@ class Listener:
         if not self._marks.tell(connection, table) and self._on_gap is not None:
             self._on_gap(schema, table, sql, reason)
 
+    def _catch(self, connection: Connection, sql: str, context: Any) -> ctes.Caught | None:
+        caught = ctes.catch(context, sql, partial(self._planned_cte, connection))
+        if caught is not None:
+            buffer_of(connection).plans.append(caught)
+        return caught
+
+    def _planned_cte(self, connection: Connection, element: Any) -> Plan | None:
+        plan = self._planned(connection, element, many=False)
+        return None if plan is None or plan.table.name in self._marks.known else plan  # its trigger writes the events
+
+    def _planned(self, connection: Connection, element: Any, *, many: bool) -> Plan | None:
+        """The plan of a statement that is captured; None of any other."""
+        shape = shape_of(element)
+        codec = None if shape is None else self._codec_of(shape.table)
+        if shape is None or codec is None or not codec.writes(shape):
+            return None
+        buffer_of(connection).refuse_autocommit(connection)
+        return Plan(element, unwrapped(element), shape, codec, many, self._always)
+
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of what runs now; made here where another listener has put another statement in place of ours."""
         if context is None or not (context.isinsert or context.isupdate or context.isdelete):
@@ -122,15 +139,11 @@ class Listener:
             return None
         buffer, invoked = buffer_of(connection), context.invoked_statement
         if buffer.plans and buffer.plans[-1].is_of(context):
-            plan: Plan = buffer.plans[-1]
-            return plan
-        shape = shape_of(invoked)
-        codec = None if shape is None else self._codec_of(shape.table)
-        if shape is None or codec is None or not codec.writes(shape):
-            return None
-        buffer.refuse_autocommit(connection)
-        plan = Plan(invoked, unwrapped(invoked), shape, codec, len(context.compiled_parameters) > 1, self._always)
-        buffer.plans.append(plan)
+            known: Plan = buffer.plans[-1]
+            return known
+        plan = self._planned(connection, invoked, many=len(context.compiled_parameters) > 1)
+        if plan is not None:
+            buffer.plans.append(plan)
         return plan
 
     def _prepared(self, connection: Connection, plan: Plan, sql: str, context: Any, executemany: bool) -> str:
@@ -194,8 +207,12 @@ class Listener:
             self._marks.done(connection)
         if not buffer.plans or not buffer.plans[-1].is_of(context):
             return
-        plan: Plan = buffer.plans[-1]
-        if plan.ride and not plan.own:
+        plan = buffer.plans[-1]
+        if isinstance(plan, ctes.Caught):
+            buffer.plans.pop()
+            for one, rows in ctes.take_off(plan, dbapi_cursor):
+                self._tell(connection, buffer, one, whole_rows(one, context, rows))
+        elif plan.ride and not plan.own:
             for rows in ride.take_off(plan, dbapi_cursor, context):
                 self._came_back(connection, buffer, plan, context, rows)
 

@@ -193,6 +193,13 @@ def _program(shape: Shape, compiled: Any) -> Program:
     return Program(given, frozenset(moved).difference(given), frozenset(exact))
 
 
+def set_columns(statement: Any, table: sa.Table) -> frozenset[str]:
+    """Keys of columns that an UPDATE sets by itself, whatever it is compiled into."""
+    ordered = getattr(statement, "_ordered_values", None) or ()  # of SQLAlchemy 2.0
+    named = {_key(column) for column in (*(statement._values or ()), *(column for column, _ in ordered))}
+    return frozenset(column.key for column in table.columns if column.key in named or _may_change(column))
+
+
 def _key(column: Any) -> str:
     return str(getattr(column, "key", column))
 
@@ -251,6 +258,8 @@ class Plan:
     """Rows of others that it may change through foreign keys: cascades.Reached."""
     cause: Plan | None = None
     """The plan whose statement made the database change these rows."""
+    changed: frozenset[str] | None = None
+    """Keys of columns that an UPDATE changes, where no compiled statement of its own says so."""
     own: bool = False
     """Of many: they run one by one or in a way that returns rows, not by the driver's executemany."""
 

@@ -46,13 +46,18 @@ def along(plan: Plan, sql: str, context: Any) -> str:
         return sql
     plan.ride = wanted
     joint = ", " if context.compiled.effective_returning else " RETURNING "
+    return sql + ("\n" if "--" in sql else "") + joint + ", ".join(columns(plan, context))
+
+
+def columns(plan: Plan, context: Any) -> list[str]:
+    """SQL of what rides along."""
     owner = _owner(plan, context)
-    return sql + ("\n" if "--" in sql else "") + joint + ", ".join(_sql(plan, key, owner, context) for key in wanted)
+    return [_sql(plan, key, owner, context) for key in plan.ride]
 
 
 def _wanted(plan: Plan, context: Any) -> tuple[str, ...]:
     if plan.whole:
-        return _whole(plan, context.dialect)
+        return whole(plan, context.dialect)
     wanted = unsaid(plan, context)
     if plan.own and context.dialect.driver == "asyncpg":  # only its rows tell which sets have matched
         wanted |= set(plan.codec.key)
@@ -68,7 +73,8 @@ def unsaid(plan: Plan, context: Any) -> frozenset[str]:
     return program.moved if plan.verb == "update" else program.moved - program.told
 
 
-def _whole(plan: Plan, dialect: Any) -> tuple[str, ...]:
+def whole(plan: Plan, dialect: Any) -> tuple[str, ...]:
+    """What has to ride along so that rows come back whole."""
     keys = plan.codec.all_keys
     olds = tuple(OLD + key for key in keys)
     if plan.shape.upsert and dialect.name == "postgresql":
@@ -122,7 +128,7 @@ def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> Iterator[list[dict[
             kept += [tuple(row[:own]) for row in rows]
         yield loaded(plan, rows, own, codes)
     if own:
-        _leave(context, dbapi_cursor, kept, description[:own])
+        leave(context, dbapi_cursor, kept, description[:own])
     else:
         context.cursor_fetch_strategy = cursor._NO_CURSOR_DML
     if not context.isinsert:
@@ -136,7 +142,8 @@ def _tell_rowid(plan: Plan, dbapi_cursor: Any, ridden: Sequence[Any]) -> None:
         dbapi_cursor.lastrowid = ridden[plan.ride.index(column.key)]
 
 
-def _leave(context: Any, dbapi_cursor: Any, rows: list[tuple[Any, ...]], description: Any) -> None:
+def leave(context: Any, dbapi_cursor: Any, rows: list[tuple[Any, ...]], description: Any) -> None:
+    """Let SQLAlchemy find these rows, instead of those of the cursor."""
     context.cursor_fetch_strategy = cursor.FullyBufferedCursorFetchStrategy(
         dbapi_cursor, alternate_description=description, initial_buffer=rows
     )
@@ -145,9 +152,9 @@ def _leave(context: Any, dbapi_cursor: Any, rows: list[tuple[Any, ...]], descrip
 
 def loaded(plan: Plan, rows: Sequence[Any], own: int, codes: Sequence[Any]) -> list[dict[str, Loaded]]:
     """Rows of the driver as values at the level of their columns' SQL types; the first ``own`` columns are not ours."""
-    columns = plan.codec.columns
+    codecs = plan.codec.columns
     loads = [
-        columns[plain].loader(code) if (plain := key.removeprefix(OLD)) in columns else _as_it_is
+        codecs[plain].loader(code) if (plain := key.removeprefix(OLD)) in codecs else _as_it_is
         for key, code in zip(plan.ride, codes, strict=True)
     ]
     return [

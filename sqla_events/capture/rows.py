@@ -24,8 +24,7 @@ def whole_rows(plan: Plan, context: Any, rows: Iterable[dict[str, Loaded]]) -> l
         return [_created(plan, row) for row in rows]
     if plan.verb == "delete":
         return [Row(_key(plan, row), before=row) for row in rows]
-    program = program_of(plan.shape, context)
-    changed = [key for key in plan.codec.all_keys if key in program.given or key in program.moved]
+    changed = [key for key in plan.codec.all_keys if key in _changed_keys(plan, context)]
     if plan.before is None or not moves(plan):
         olds = {_identity(plan, row): row for row in plan.before or ()}
         return [_changed(plan, row, changed, olds) for row in rows]
@@ -34,6 +33,13 @@ def whole_rows(plan: Plan, context: Any, rows: Iterable[dict[str, Loaded]]) -> l
         *(Row(_key(plan, row), before=row, verb="delete") for row in replaced),
         *(Row(_key(plan, row), after=row, verb="create") for row in rows),
     ]
+
+
+def _changed_keys(plan: Plan, context: Any) -> frozenset[str]:
+    if plan.changed is None:
+        program = program_of(plan.shape, context)
+        plan.changed = program.moved.union(program.given)
+    return plan.changed
 
 
 def _key(plan: Plan, row: Mapping[str, Any]) -> dict[str, Any]:

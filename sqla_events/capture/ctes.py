@@ -1,0 +1,115 @@
+"""Data-modifying CTEs under a SELECT (PostgreSQL): their rows come back behind those of the caller, and are taken off again.
+
+Nothing but the outermost statement of SQLAlchemy passes ``before_execute``, and it is a SELECT. So the SQL string is put
+together anew on its way to the cursor, with the same parameters::
+
+    WITH c AS (UPDATE t … RETURNING t.id, t.id AS e0, t.n AS e1), q AS (the caller's SELECT)
+    SELECT 0, q.*, c.e0, c.e1 FROM q LEFT JOIN c ON FALSE
+    UNION ALL SELECT 1, q.*, c.e0, c.e1 FROM c LEFT JOIN q ON FALSE
+
+The joins that never match give the other side's columns as NULLs of the right types. The first branch comes first, in the
+order of the caller's SELECT: PostgreSQL runs no statement with a data-modifying CTE in parallel.
+
+What does not fit (a DML statement around it, other databases, cascades, keys that change where their old value is not told,
+SQL that was changed since it was compiled) stays a reported gap.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.sql.dml import UpdateBase
+
+from . import ride
+from .codec import Loaded
+from .plan import Plan, set_columns
+
+_NAME = re.compile(r'([\w$]+|"[^"]+") AS ')
+_CALLERS = "sqla_events_rows"
+
+
+@dataclass(slots=True)
+class Caught:
+    """The CTEs of one execution whose rows will be known. Stands among the plans of the buffer while it runs."""
+
+    context: Any
+    plans: dict[Any, Plan]
+    """By CTE, in the order of the statement."""
+    sql: str = ""
+    counts: None = field(default=None, init=False)
+
+    def is_of(self, context: Any) -> bool:
+        """Whether this is the execution that runs."""
+        return context is self.context
+
+
+def catch(context: Any, sql: str, plan_of: Callable[[Any], Plan | None]) -> Caught | None:
+    """The CTEs whose rows can be known, with the SQL that makes them known; None where there is none."""
+    compiled = context.compiled
+    if context.dialect.name != "postgresql" or context.isinsert or context.isupdate or context.isdelete:
+        return None
+    plans = {cte: plan for cte in compiled.ctes if isinstance(cte.element, UpdateBase) and (plan := _plan(cte, plan_of, context))}
+    caught = Caught(context, plans)
+    head = ", \n".join(compiled.ctes.values()) + "\n "
+    start = sql.find(head)
+    if not plans or start not in (len("WITH "), len("WITH RECURSIVE ")):
+        return None
+    caught.sql = _sql(caught, sql[:start], sql[start + len(head) :])
+    return caught
+
+
+def _plan(cte: Any, plan_of: Callable[[Any], Plan | None], context: Any) -> Plan | None:
+    plan = plan_of(cte.element)
+    if plan is None or not _NAME.match(context.compiled.ctes[cte]) or plan.verb in plan.codec.reaches:
+        return None
+    plan.whole = True
+    if plan.verb == "update":
+        plan.changed = set_columns(plan.statement, plan.table)
+        plan.moves_key = any(key in plan.changed for key in plan.codec.key)
+        if ride.moves(plan) and not ride.old_rides(plan, context.dialect):
+            return None
+    plan.ride = ride.whole(plan, context.dialect)
+    return plan
+
+
+def _sql(caught: Caught, beginning: str, callers: str) -> str:
+    texts, names, columns = [], [_CALLERS], [f"{_CALLERS}.*"]
+    for number, (cte, text) in enumerate(caught.context.compiled.ctes.items()):
+        plan = caught.plans.get(cte)
+        if plan is not None:
+            marks = [f"sqla_events_{number}_{n}" for n in range(len(plan.ride))]
+            wanted = (f"{one} AS {mark}" for one, mark in zip(ride.columns(plan, caught.context), marks, strict=True))
+            joint = ", " if cte.element._returning else " RETURNING "
+            text = f"{text.removesuffix(')')}{joint}{', '.join(wanted)})"
+            name = _NAME.match(text)[1]  # type: ignore[index]
+            names.append(name)
+            columns += [f"{name}.{mark}" for mark in marks]
+        texts.append(text)
+    branches = (f"SELECT {number}, {', '.join(columns)} FROM {_joined(name, names)}" for number, name in enumerate(names))
+    return f"{beginning}{', '.join(texts)}, {_CALLERS} AS ({callers}) " + " UNION ALL ".join(branches)
+
+
+def _joined(first: str, names: Sequence[str]) -> str:
+    return " LEFT JOIN ".join([first, *(f"{other} ON FALSE" for other in names if other != first)])
+
+
+def take_off(caught: Caught, cursor: Any) -> list[tuple[Plan, list[dict[str, Loaded]]]]:
+    """The rows of each CTE; the cursor is left to SQLAlchemy with those of the caller."""
+    description, rows, plans = cursor.description, cursor.fetchall(), list(caught.plans.values())
+    end = len(description) - sum(len(plan.ride) for plan in plans)
+    mine = [tuple(row[1:end]) for row in rows if row[0] == 0]
+    found, start = [], end
+    for number, plan in enumerate(plans, 1):
+        stop = start + len(plan.ride)
+        found.append((plan, _loaded(plan, [row[start:stop] for row in rows if row[0] == number], description[start:stop])))
+        start = stop
+    ride.leave(caught.context, cursor, mine, description[1:end])
+    caught.context._rowcount = len(mine)
+    return found
+
+
+def _loaded(plan: Plan, rows: Sequence[Any], description: Any) -> list[dict[str, Loaded]]:
+    return ride.loaded(plan, rows, 0, [column[1] for column in description])

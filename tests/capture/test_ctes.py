@@ -1,0 +1,138 @@
+"""Data-modifying CTEs under a SELECT, on PostgreSQL: they are captured, and the caller's rows are what they would be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from sqla_events.signals import Fact, Gap
+from tests.capture.conftest import Stage
+from tests.capture.model import Base, Item, Seat, Tag
+
+tags, items, seats = Tag.__table__, Item.__table__, Seat.__table__
+
+
+@pytest.fixture
+def hooked(stage: Stage) -> tuple[Stage, list[Fact]]:
+    if stage.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has no data-modifying CTEs")
+    facts: list[Fact] = []
+    stage.hook().signals.subscribe(facts.append)
+    with stage.session() as s:
+        s.add_all([Tag(id=n, name=f"t{n}") for n in range(1, 6)])
+        s.add_all([Item(id=n, count=n, label="x", doc={"n": n}) for n in range(1, 4)])
+        s.commit()
+    facts.clear()
+    return stage, facts
+
+
+def gaps(facts: list[Fact]) -> list[Fact]:
+    return [fact for fact in facts if isinstance(fact, Gap)]
+
+
+def test_insert_update_and_delete(hooked: tuple[Stage, list[Fact]]) -> None:
+    """Three of them, of which the SELECT reads one: its order, its names and its count are the caller's."""
+    stage, facts = hooked
+    made = sa.insert(tags).values([{"id": 10, "name": "made"}, {"id": 11, "name": "too"}]).returning(tags.c.id).cte("made")
+    changed = sa.update(items).where(items.c.count > 1).values(count=items.c.count + 10).returning(items.c.id, items.c.count).cte("changed")
+    gone = sa.delete(tags).where(tags.c.id < 3).cte("gone")
+    query = sa.select(changed.c.id.label("one"), changed.c.count, (changed.c.count * 2).label("one")).add_cte(gone, made).order_by(changed.c.count.desc())
+    with stage.engine.begin() as connection:
+        result = connection.execute(query)
+        assert list(result.keys()) == ["one", "count", "one"]
+        assert result.all() == [(3, 13, 26), (2, 12, 24)]
+    found = stage.check()[8:]
+    assert sorted((event.type, event.key) for event in found) == [
+        ("public.items.update", "2"), ("public.items.update", "3"), ("public.tags.create", "10"), ("public.tags.create", "11"),
+        ("public.tags.delete", "1"), ("public.tags.delete", "2"),
+    ]  # fmt: skip
+    assert {event.after["count"] for event in found if event.operation == "update"} == {12, 13}
+    assert "label" not in next(event for event in found if event.operation == "update").after
+    assert gaps(facts) == []
+
+
+def test_a_select_that_finds_nothing(hooked: tuple[Stage, list[Fact]]) -> None:
+    """The rows of the CTE come all the same, and the caller gets none."""
+    stage, facts = hooked
+    gone = sa.delete(items).returning(items.c.id).cte()
+    with stage.session() as s:
+        assert s.execute(sa.select(gone.c.id).where(gone.c.id > 100)).all() == []
+        assert s.execute(sa.select(sa.func.count()).select_from(items)).scalar_one() == 0
+        s.commit()
+    assert [event.type for event in stage.check()[8:]] == ["public.items.delete"] * 3
+    assert gaps(facts) == []
+
+
+def test_entities_and_parameters(hooked: tuple[Stage, list[Fact]]) -> None:
+    """An ORM select of entities from what was inserted; an upsert that tells which it was; every kind of value."""
+    stage, facts = hooked
+    upsert = postgresql.insert(Tag).values([{"id": 1, "name": "again"}, {"id": 20, "name": "new"}])
+    upsert = upsert.on_conflict_do_update(index_elements=["id"], set_={"name": upsert.excluded.name}).returning(Tag)
+    cte = upsert.cte("put")
+    with stage.session() as s:
+        entity = sa.orm.aliased(Tag, cte)
+        found = s.scalars(sa.select(entity).where(entity.id > sa.bindparam("least")), {"least": 0}).all()
+        assert sorted(tag.name for tag in found) == ["again", "new"]
+        s.commit()
+    assert sorted((event.operation, event.key) for event in stage.check()[8:]) == [("create", "20"), ("update", "1")]
+    assert gaps(facts) == []
+
+
+@pytest.mark.parametrize("old_values", ["known", "always"])
+def test_a_key_that_changes(stage: Stage, old_values: str) -> None:
+    """Where RETURNING tells the old one (PostgreSQL 18); else it is a gap, which is reported."""
+    if stage.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has no data-modifying CTEs")
+    facts: list[Fact] = []
+    stage.hook(old_values=old_values).signals.subscribe(facts.append)
+    with stage.session() as s:
+        s.add(Tag(id=1, name="a"))
+        s.commit()
+        moved = sa.update(tags).values(id=tags.c.id + 100).returning(tags.c.id).cte()
+        assert s.execute(sa.select(moved.c.id)).scalar_one() == 101
+        s.commit()
+    if (stage.engine.dialect.server_version_info or ())[0] >= 18:
+        assert stage.check()[-1].payload["key"] == {"id": 1}
+        assert gaps(facts) == []
+    else:
+        assert len(gaps(facts)) == 1
+
+
+def test_what_a_statement_around_it_does_stays_a_reported_gap(hooked: tuple[Stage, list[Fact]]) -> None:
+    """An INSERT from what a CTE has deleted: the INSERT is captured, the DELETE told of."""
+    stage, facts = hooked
+    gone = sa.delete(tags).where(tags.c.id == 5).returning(tags.c.id, tags.c.name).cte()
+    with stage.engine.begin() as connection:
+        connection.execute(sa.insert(seats).from_select(["row", "number"], sa.select(gone.c.name, gone.c.id)))
+    assert [event.type for event in stage.events()[8:]] == ["public.seats.create"]
+    assert [fact.table for fact in gaps(facts)] == ["tags"]
+
+
+def test_a_failure_leaves_nothing(hooked: tuple[Stage, list[Fact]]) -> None:
+    """The next statement of the session is taken for what it is."""
+    stage, _ = hooked
+    twice = sa.insert(tags).values(id=1, name="taken").returning(tags.c.id).cte()
+    with stage.session() as s:
+        with pytest.raises(sa.exc.IntegrityError):
+            s.execute(sa.select(twice.c.id))
+        s.rollback()
+        s.add(Tag(id=30, name="after"))
+        s.commit()
+    assert [event.key for event in stage.check()[8:]] == ["30"]
+
+
+def test_tables_that_are_not_captured(stage: Stage) -> None:
+    """Neither captured nor a gap."""
+    if stage.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has no data-modifying CTEs")
+    facts: list[Any] = []
+    stage.hook(exclude=["public.tags"]).signals.subscribe(facts.append)
+    made = sa.insert(tags).values(id=1, name="a").returning(tags.c.id).cte()
+    with stage.engine.begin() as connection:
+        assert connection.execute(sa.select(made.c.id)).scalar_one() == 1
+    assert stage.events() == []
+    assert gaps(facts) == []
+    assert Base.metadata.tables["tags"] is tags
