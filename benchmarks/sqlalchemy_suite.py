@@ -83,12 +83,23 @@ def run(database: str, tests: list[str], jobs: int, *options: str) -> dict[str, 
     return found
 
 
+def without_hooks(database: str, tests: list[str]) -> dict[str, Record]:
+    """Run some tests by their names; the record of each."""
+    if not tests:
+        return {}
+    only = CACHE / f"only-{os.getpid()}"
+    only.write_text("\n".join(tests))
+    try:
+        return run(database, sorted({test.partition("::")[0] for test in tests}), 1, f"--suite-only={only}")
+    finally:
+        only.unlink()
+
+
 def prove(database: str, options: argparse.Namespace) -> Outcome:
     """Run with hooks, and what fails once more without."""
     mutant = [f"--suite-mutant={options.mutant}"] if options.mutant else []
     hooked = run(database, options.modules or list(MODULES[database]), options.jobs, "--suite-hooks", *mutant)
-    bad = [record["test"] for record in hooked.values() if failed(record)]
-    bare = run(database, bad, 1) if bad else {}
+    bare = without_hooks(database, sorted(record["test"] for record in hooked.values() if failed(record)))
     return compared(database, hooked, {test for test, record in bare.items() if failed(record)}, Excuses.read(EXCUSED))
 
 

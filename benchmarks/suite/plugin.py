@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sqla_events")
     group.addoption("--suite-record", help="folder for the record of each test")
     group.addoption("--suite-hooks", action="store_true", help="install the hooks on every engine")
+    group.addoption("--suite-only", help="a file with the names of the tests to run, a line each")
     group.addoption("--suite-mutant", help="damage the events: see mutants.py")
 
 
@@ -33,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is not None or not config.getoption("numprocesses", None):
         path = Path(config.getoption("suite_record")) / f"{worker or 'main'}.jsonl"
         config.pluginmanager.register(_Recording(path.open("w")), "sqla_events_recording")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """SQLAlchemy's tests cannot be chosen by name on the command line: it makes their classes while they are collected."""
+    if file := config.getoption("suite_only"):
+        wanted = set(Path(file).read_text().splitlines())
+        items[:] = [item for item in items if item.nodeid in wanted]
 
 
 class _Proving:
