@@ -42,11 +42,12 @@ def fill(engine: sa.Engine, count: int) -> None:
 
 def read_commit(url: str, server: int, count: int) -> Cost:
     """A reader hands out, settles and commits; nothing is done with the events."""
-    return asyncio.run(_read_commit(sa.create_engine(url), server, count))
+    return asyncio.run(_read_commit(url, server, count))
 
 
-async def _read_commit(engine: sa.Engine, server: int, count: int) -> Cost:
-    database, seen = Database(engine), 0
+async def _read_commit(url: str, server: int, count: int) -> Cost:
+    engine, seen = sa.create_engine(url), 0
+    database = Database(engine)
     settings = ReaderSettings("read", "bench", batch_size=BATCH, prefetch=2 * BATCH)
     async with leased(database, TABLES, settings, Signals(), Doorbell()) as reader:
         meter = Meter(server)
@@ -58,6 +59,7 @@ async def _read_commit(engine: sa.Engine, server: int, count: int) -> Cost:
         await reader.commit()
         cost = meter.stop(count)
     await database.close()
+    engine.dispose()
     return cost
 
 
@@ -75,9 +77,10 @@ def to_handler(url: str, server: int, count: int, coroutine: bool) -> Cost:
         plain(event)
 
     config = Config(batch_size=BATCH, buffer_size=2 * BATCH, consumer_group=f"handler-{coroutine}")
-    broker = Broker(config, sa.create_engine(url))
+    engine = sa.create_engine(url)
+    broker = Broker(config, engine)
     broker.subscribe("*", handler=awaited if coroutine else plain)
-    return _timed(broker, done, server, count)
+    return _timed(broker, engine, done, server, count)
 
 
 def to_provider(url: str, server: int, count: int, settings: dict[str, Any]) -> Cost:
@@ -91,17 +94,19 @@ def to_provider(url: str, server: int, count: int, settings: dict[str, Any]) -> 
             if sent >= count:
                 done.set()
 
-    broker = Broker(Config.load({"batch_size": BATCH, **settings}), sa.create_engine(url))
+    engine = sa.create_engine(url)
+    broker = Broker(Config.load({"batch_size": BATCH, **settings}), engine)
     broker.signals.subscribe(note)
-    return _timed(broker, done, server, count)
+    return _timed(broker, engine, done, server, count)
 
 
-def _timed(broker: Broker, done: threading.Event, server: int, count: int) -> Cost:
+def _timed(broker: Broker, engine: sa.Engine, done: threading.Event, server: int, count: int) -> Cost:
     meter = Meter(server)
     broker.start()
     done.wait()
     cost = meter.stop(count)
     broker.stop()
+    engine.dispose()
     return cost
 
 
@@ -110,14 +115,18 @@ def _timed(broker: Broker, done: threading.Event, server: int, count: int) -> Co
 
 def bare_read(url: str, server: int, count: int) -> Cost:
     """psycopg reads seq and payload by keyset, binary, in batches of the same size."""
-    raw = sa.create_engine(url).raw_connection()
+    engine = sa.create_engine(url)
+    raw = engine.raw_connection()
     cursor = raw.driver_connection.cursor(binary=True)  # type: ignore[union-attr]
     meter, last, seen = Meter(server), 0, 0
     while seen < count:
         cursor.execute("SELECT seq, payload::text FROM events WHERE seq > %s ORDER BY seq LIMIT %s", (last, BATCH))
         rows = cursor.fetchall()
         last, seen = rows[-1][0], seen + len(rows)
-    return meter.stop(count)
+    cost = meter.stop(count)
+    raw.close()
+    engine.dispose()
+    return cost
 
 
 def bare_redis(url: str, server: int, count: int) -> Cost:
@@ -132,6 +141,7 @@ def bare_redis(url: str, server: int, count: int) -> Cost:
         add(keys=["ceiling"], args=bodies)
     cost = meter.stop(count)
     client.delete("ceiling")
+    client.close()
     return cost
 
 
