@@ -49,6 +49,12 @@ def client(settings: RedisSettings) -> Any:
         raise ConfigError(f"redis.url cannot be used: {error}") from None
 
 
+def clients(client: Any) -> list[Any]:
+    """What has to be closed: the client, and those that ask the sentinels for it."""
+    pool = getattr(client, "connection_pool", None)
+    return [client, *getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())]
+
+
 def shown(settings: RedisSettings) -> str:
     """Where it connects to, without passwords."""
     if settings.url is None:

@@ -70,4 +70,4 @@ def _message(one: Entry) -> Message | None:
     except EventError as error:
         logger.warning("entry %s is left out of the history: %s", entry.decode(), error)
         return None
-    return Message(str(event.id), event.type, fields[b"lane"].decode(), body, None, headers)
+    return Message(str(event.id), event.type, fields.get(b"lane", b"").decode(), body, None, headers)

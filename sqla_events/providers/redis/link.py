@@ -92,6 +92,6 @@ class Link:
     async def close(self) -> None:
         """Let go of every connection."""
         client, self._client = self._client, None
-        if client is not None:
+        for one in [] if client is None else address.clients(client):
             with suppress(RedisError, OSError):
-                await client.aclose()
+                await one.aclose()

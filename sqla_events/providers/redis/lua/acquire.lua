@@ -1,10 +1,11 @@
 -- Take the lease of a partition if it is free, has expired or is ours, and we have not our share yet; then claim whatever a
 -- consumer before us had not acknowledged. Nobody but the owner of the lease reads, so nobody else has any.
 -- KEYS: leases, consumers, stream, retries
-local share, now = fair(), milliseconds()
+local own, least = spread()
+local now = milliseconds()
 local lease = call('HMGET', KEYS[1], PARTITION .. ':owner', PARTITION .. ':until')
 local free = not lease[1] or lease[1] == '' or lease[1] == OWNER or tonumber(lease[2]) <= now
-if not free or (lease[1] ~= OWNER and #own() >= share) then
+if not free or (lease[1] ~= OWNER and least and #own > least) then
   return {0}
 end
 local made = redis.pcall('XGROUP', 'CREATE', KEYS[3], GROUP, '0', 'MKSTREAM')

@@ -10,13 +10,11 @@ if layout[1] ~= ARGV[1] then  -- the group has another number of relays now; tho
   if layout[1] and tonumber(layout[2]) >= epoch then
     return {layout[2]}
   end
-  redis.call('HSET', KEYS[1], 'partitions', ARGV[1], 'since', ARGV[2])
-  if layout[1] then
-    redis.call('HSET', KEYS[1], 'changed', 1)
-    layout[3] = '1'
-  end
+  redis.call('HSET', KEYS[1], 'partitions', ARGV[1], 'since', ARGV[2], 'changed', layout[1] and 1 or 0)
+  layout = {ARGV[1], ARGV[2], layout[1] and '1' or '0'}
 end
-if ARGV[4] == '1' or (layout[3] and not known[1]) then  -- new relays of an old group have lost nothing
+local before = layout[3] == '1' and tonumber(known[1] or 0) < tonumber(layout[2])
+if ARGV[4] == '1' or before then  -- what the same name meant before the change says nothing; the log knows where it is
   redis.call('DEL', KEYS[2])
   known = {false, '0', ARGV[3], '', false, false}
 end

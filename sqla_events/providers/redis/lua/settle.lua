@@ -28,9 +28,9 @@ if FLUSH ~= '' and call('HGET', KEYS[1], settled) ~= FLUSH then
   call('HSET', KEYS[1], settled, FLUSH)
 end
 
-local share, numbers = fair(), own()
-for surplus = share + 1, #numbers do
-  if numbers[surplus] == tonumber(PARTITION) then
+local own, least = spread()
+for surplus = #own - math.floor((#own - (least or #own)) / 2) + 1, #own do
+  if own[surplus] == tonumber(PARTITION) then
     return 2
   end
 end
