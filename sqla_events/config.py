@@ -305,7 +305,7 @@ def _given(source: Any) -> Mapping[str, Any]:
     if isinstance(source, str) and "\n" in source:
         return _yaml(source, "the YAML text")
     if isinstance(source, str) and "://" in source:
-        return {"provider": source}
+        return _from_url({"provider": source})  # what it says stays where an override names another provider
     if isinstance(source, (str, os.PathLike)):
         return _file(Path(source))
     raise ConfigError(

@@ -302,3 +302,10 @@ def test_a_section_object_is_added_to_like_a_mapping() -> None:
     ):
         assert (config.redis.stream_name, config.redis.password) == ("s", "p")
     assert Config.load({"redis": {"host": "h"}}, redis=section).redis == section
+
+
+def test_a_database_beside_another_provider() -> None:
+    """``connect("postgresql://…", provider="redis://…")``: the log is there, the transport elsewhere."""
+    config = Config.load("postgresql://h/shop", provider="redis://r/0", database={"listen": False})
+    assert (config.provider, config.redis.url) == ("redis", "redis://r/0")
+    assert (config.database.url, config.database.listen) == ("postgresql://h/shop", False)
