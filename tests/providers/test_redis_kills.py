@@ -1,4 +1,4 @@
-"""kill -9 at every step, and at random: what is in the stream afterwards is the log, each event once.
+"""kill -9 at every step, and at random, and SIGSTOP: what is in the stream afterwards is the log, each event once.
 
 KILL_SECONDS=60 makes the random part longer.
 """
@@ -22,7 +22,7 @@ import pytest
 from redis import Redis
 
 from tests.log.load import Writers
-from tests.providers.redis_worker import HANDLED, STEPS, main
+from tests.providers.redis_worker import HANDLED, SETTINGS, STEPS, main
 from tests.servers.child import wait_until
 from tests.servers.postgres import PostgresDatabase
 from tests.servers.redis import RedisServer
@@ -105,7 +105,16 @@ class Crowd:
         self._make = make
         self._made = count
         self.processes = [make(number) for number in range(count)]
-        self.killed = 0
+        self.killed = self.paused = 0
+
+    def pause(self, which: int) -> None:
+        """For longer than a lease: it wakes up as a zombie."""
+        pid = self.processes[which].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5 * SETTINGS["lease"])
+        os.kill(pid, signal.SIGCONT)
+        self.paused += 1
 
     def kill(self, which: int) -> None:
         self.processes[which].kill()
@@ -122,8 +131,8 @@ class Crowd:
 
 
 @pytest.mark.timeout(SECONDS + 240)
-def test_everybody_dies(postgres: PostgresDatabase, redis: RedisServer) -> None:
-    """Relays, consumers and the server, at random under load: the stream is the log; every event is handled, and each
+def test_everybody_dies_or_sleeps(postgres: PostgresDatabase, redis: RedisServer) -> None:
+    """Relays, consumers and the server, or sleep beyond their leases, at random under load: the stream is the log; every event is handled, and each
     row's events first in their order."""
     chance = random.Random(11)
     with postgres.connect() as link, Writers(postgres.connect, count=2, longest=0.3) as writers:
@@ -135,19 +144,20 @@ def test_everybody_dies(postgres: PostgresDatabase, redis: RedisServer) -> None:
             wait_until(lambda: handled(link) > 0)
             end = time.monotonic() + SECONDS
             while time.monotonic() < end or not (relays.killed and consumers.killed and restarts):
-                what = chance.choice([relays, consumers, redis])
-                if isinstance(what, Crowd):
-                    what.kill(chance.randrange(len(what.processes)))
+                what = chance.choice([relays.kill, consumers.kill, relays.pause, consumers.pause, None])
+                if what is not None:
+                    what(chance.randrange(2))
                 else:
                     redis.restart()
                     restarts += 1
-                time.sleep(chance.uniform(0, 1.5))
+                time.sleep(chance.uniform(0, 1))
             writers.stop()
             wait_until(lambda: not missing(link, writers), 120, "everything is handled")
         finally:
             relays.end()
             consumers.end()
         said = f"killed: {relays.killed} relays, {consumers.killed} consumers, {restarts} servers"
+        said += f"; paused: {relays.paused} relays, {consumers.paused} consumers"
         print(f"{check(redis, writers)}; {said}; {repeats(link)} handled again")  # noqa: T201
         assert in_order(first_handled(link))
 
