@@ -12,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 RUN := $(VENV)/bin/python
 JSON_OPTION := $(if $(JSON),--json $(JSON))
 
-.PHONY: demo test test-sqlalchemy20 test-local-servers test-conformance soak chaos sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
+.PHONY: demo test test-sqlalchemy20 test-oldest-nats test-local-servers test-conformance soak chaos sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m sqla_events demo $(ARGS)
@@ -26,6 +26,10 @@ test-conformance: $(VENV)/.test
 # The same tests on the oldest SQLAlchemy line that is supported.
 test-sqlalchemy20: .venv20/.test
 	.venv20/bin/python -m pytest -n $(JOBS) --dist worksteal $(or $(ARGS),tests/unit tests/capture tests/log tests/migration)
+
+# The NATS provider on the oldest nats-py that is supported: it uses private members where they are there.
+test-oldest-nats: .venvnats/.test
+	.venvnats/bin/python -m pytest $(or $(ARGS),tests/providers/test_nats_conformance.py tests/providers/test_nats_publishing.py tests/providers/test_nats_consuming.py tests/providers/test_nats_access.py)
 
 # The same tests on the PostgreSQL, Redis and NATS that are installed on this machine, where they are.
 test-local-servers: $(VENV)/.test
@@ -87,6 +91,11 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	.venv20/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]" "SQLAlchemy[asyncio]>=2.0.40,<2.1"
 	touch $@
 
+.venvnats/.test: pyproject.toml
+	test -x .venvnats/bin/python || $(PYTHON) -m venv .venvnats
+	.venvnats/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]" "nats-py[nkeys]==2.9.0"
+	touch $@
+
 clean:
-	rm -rf .venv .venv20 .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv20 .venvnats .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -368,8 +368,8 @@ class Inbox:
 
 
 async def _discard(client: Client) -> None:
-    """Close a client that did not connect; one that did not even begin has nothing to close, and says so by an assertion."""
-    with suppress(AssertionError, TimeoutError):
+    """Close a client that did not connect. Versions of nats-py fail at that in ways of their own, and there is nothing to lose."""
+    with suppress(Exception):
         async with asyncio.timeout(CONNECT_SECONDS):
             await client.close()
 
