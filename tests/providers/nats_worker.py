@@ -39,7 +39,7 @@ def _publishing(death: Death) -> None:
         death.at("after publish")
 
     async def dying_write(connection: Connection, outs: Sequence[Out]) -> None:
-        if len(outs) < 4 or TAG not in (outs[0].headers or {}):
+        if len(outs) < 4 or TAG not in outs[0].headers:
             await write(connection, outs)
             return
         await write(connection, outs[: len(outs) // 2])

@@ -69,7 +69,7 @@ class Lossy:
     async def write(self, outs: Sequence[Out]) -> None:
         left = []
         for out in outs:
-            name = str((out.headers or {}).get("Nats-Msg-Id"))
+            name = out.headers.get("Nats-Msg-Id", "")
             if name in self._lost:
                 self._lost.remove(name)
                 self.dropped.append(name)

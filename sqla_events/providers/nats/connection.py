@@ -45,28 +45,27 @@ class Out(NamedTuple):
 
     subject: str
     body: bytes = b""
-    headers: Mapping[str, object] | None = None
+    head: bytes = b""
+    """Its headers as they travel: see :func:`head_of`."""
     reply: str = ""
 
     @property
-    def head(self) -> bytes:
-        """The headers as they travel."""
-        assert self.headers is not None
-        lines = "".join(f"{name}:{value}\r\n" for name, value in self.headers.items())
-        return f"NATS/1.0\r\n{lines}\r\n".encode()
-
-    @property
-    def texts(self) -> dict[str, str] | None:
-        """The headers as nats-py takes them."""
-        return {name: str(value) for name, value in self.headers.items()} if self.headers else None
+    def headers(self) -> dict[str, str]:
+        """By name."""
+        return headers_of(self.head)
 
     def command(self) -> bytes:
         """As the protocol has it."""
         place = f"{self.subject} {self.reply}".encode()
-        if self.headers is None:
-            return b"PUB %b %d\r\n%b\r\n" % (place, len(self.body), self.body)
-        head = self.head
-        return b"HPUB %b %d %d\r\n%b%b\r\n" % (place, len(head), len(head) + len(self.body), head, self.body)
+        size, head = len(self.body), len(self.head)
+        if not head:
+            return b"PUB %b %d\r\n%b\r\n" % (place, size, self.body)
+        return b"HPUB %b %d %d\r\n%b%b\r\n" % (place, head, head + size, self.head, self.body)
+
+
+def head_of(lines: str) -> bytes:
+    """Headers as they travel, of lines ``name:value`` that each end with CR LF."""
+    return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 
 class Headers(Mapping[str, str]):
@@ -204,7 +203,7 @@ class Connection:
                 await self._write(client, messages)
             else:
                 for one in messages:
-                    await client.publish(one.subject, one.body, one.reply, headers=one.texts)
+                    await client.publish(one.subject, one.body, one.reply, headers=one.headers or None)
         except (nats.errors.Error, OSError) as error:
             raise ProviderUnavailable(f"NATS: {error}") from error
 

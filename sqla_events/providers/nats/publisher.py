@@ -35,7 +35,7 @@ from ...errors import EventError, LeaseLost, ProviderUnavailable, PublishRejecte
 from ...position import Position, Ranges, joined, ranges_of, size, subtract, upto
 from ...provider import Batch, Message
 from ...signals import logger
-from .connection import Out
+from .connection import Out, head_of
 from .delivery import TAG
 from .jetstream import WRONG_LAST, Bucket, Conflict, JetStream, Kept, Refused, Stored, stored
 from .subjects import subject_of
@@ -136,7 +136,7 @@ class Publisher:
             subject_of(self._prefix, message.type)
         except EventError as error:
             raise PublishRejected(message.id, str(error)) from error
-        if any("\r" in value or "\n" in value for value in message.headers.values()):
+        if message.headers and any("\r" in value or "\n" in value for value in message.headers.values()):
             raise PublishRejected(message.id, f"a header has a line break: {dict(message.headers)!r}")
 
     # A relay's batch ---------------------------------------------------------------------------------------------
@@ -175,18 +175,23 @@ class Publisher:
         :raises PublishRejected: where it is one message, which the server will never take.
         :raises ProviderUnavailable: where it is one message, which the server does not take now.
         """
-        assert self._end is not None
-        before: tuple[str, object] = ("Nats-Expected-Last-Sequence", self._end)
-        outs = []
-        for one in window:
-            headers = {"Nats-Msg-Id": one.id, before[0]: before[1], TAG: f"{chain.tag}/{one.seq or 0}", **one.headers}
-            outs.append(Out(subject_of(self._prefix, one.type), one.body, headers))
-            before = ("Nats-Expected-Last-Msg-Id", one.id)
+        outs = self._outs(chain, window)
         if len(outs) > 1:
             await self._connection.write(outs[:-1])
         last = outs[-1]
-        answer = await self._connection.ask(last.subject, last.body, last.texts)
+        answer = await self._connection.ask(last.subject, last.body, last.headers)
         return self._concluded(chain, window, answer.data)
+
+    def _outs(self, chain: Chain, window: Sequence[Message]) -> list[Out]:
+        """The links of the chain: each names the one before it."""
+        outs, prefix, tag = [], self._prefix, chain.tag
+        before = f"Nats-Expected-Last-Sequence:{self._end}"
+        for one in window:
+            own = "".join(f"{name}:{value}\r\n" for name, value in one.headers.items()) if one.headers else ""
+            head = head_of(f"Nats-Msg-Id:{one.id}\r\n{before}\r\n{TAG}:{tag}/{one.seq or 0}\r\n{own}")
+            outs.append(Out(subject_of(prefix, one.type), one.body, head))
+            before = f"Nats-Expected-Last-Msg-Id:{one.id}"
+        return outs
 
     def _concluded(self, chain: Chain, window: Sequence[Message], answer: bytes) -> bool:
         try:
