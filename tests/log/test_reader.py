@@ -66,7 +66,7 @@ async def take(reader: Reader, count: int) -> list[LogDelivery]:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             answer = condition()
             if await answer if asyncio.iscoroutine(answer) else answer:

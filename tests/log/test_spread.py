@@ -71,6 +71,7 @@ class Process:
     """One that relays its share of the group."""
 
     def __init__(self, database: Database, transport: Any, owner: str, partitions: int = 4, **given: Any) -> None:
+        given = {"lease": 20.0} | given  # not lost on a machine that is busy otherwise
         about = ReaderSettings("g", owner, partitions=partitions, batch_size=20, poll_interval=0.02, **given)
         self._relays = Relays(database, TABLES, transport, about, Signals(), Doorbell())
         self._task = asyncio.create_task(self._relays.run())
@@ -78,7 +79,7 @@ class Process:
     async def stop(self) -> None:
         """As at SIGTERM."""
         self._relays.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self._task
 
     async def crash(self) -> None:
