@@ -1,24 +1,21 @@
-"""Questions about the log that no reader asks on its way: one event, many events, how far the groups are."""
+"""Questions about the log that no reader asks on its way: one event, what groups think of it, where they are."""
 
 from __future__ import annotations
 
 import datetime as dt
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ..event import Event, Status, now
-from ..filter import like, matches
+from ..event import Event, Status
 from ..position import Position
 from ..schema import Tables
-from .pauses import paused
 from .reading import by_columns, events_of, select_rows
 from .rows import Row
-from .troubles import FAILED
 
 PAGE = 500
 IN_SLACKS = (dt.timedelta(seconds=2), dt.timedelta(minutes=10))
@@ -36,11 +33,11 @@ def rows_by_seq(connection: Connection, tables: Tables, seqs: Iterable[int]) -> 
 def get_event(connection: Connection, tables: Tables, event_id: uuid.UUID, group: str) -> Event | None:
     """One event with its status as a group sees it; None if the log does not have it.
 
-    There is no index on ``id`` (every capture would pay for it): a version 7 id says when it was made, and ``seq`` is
-    searched by ``created_at`` in as many steps as it has bits. An id without a time costs a scan of the log.
+    A version 7 id says when it was made, and ``seq`` is searched by ``created_at`` in as many steps as it has bits. Other
+    ids are looked for by the BRIN index, which PostgreSQL uses once it has statistics, or by a scan of the log.
     """
     row = _find(connection, tables, event_id)
-    return None if row is None else _seen(connection, tables, [row], group)[0]
+    return None if row is None else seen_by(connection, tables, [row], group)[0]
 
 
 def _find(connection: Connection, tables: Tables, event_id: uuid.UUID) -> Row | None:
@@ -53,7 +50,8 @@ def _find(connection: Connection, tables: Tables, event_id: uuid.UUID) -> Row | 
             found = select_rows(connection, tables, [same, e.c.seq.between(first, last)], 1)
             if found:
                 return found[0]
-    found = select_rows(connection, tables, [same], 1)
+    seqs = connection.scalars(sa.select(tables.events.c.seq).where(tables.events.c.id == event_id)).all()
+    found = by_columns(connection, tables, seqs)
     return found[0] if found else None
 
 
@@ -85,47 +83,7 @@ def as_stored(connection: Connection, moment: dt.datetime) -> Any:
     return sa.literal(moment.astimezone(dt.UTC).isoformat(), sa.Text())
 
 
-# Many events --------------------------------------------------------------------------------------------------------
-
-
-def list_events(connection: Connection, tables: Tables, wanted: Any, group: str) -> list[Event]:
-    """Events that fulfil an ``EventFilter``, with their status as a group sees it."""
-    e = events_of(tables)
-    where = _conditions(connection, e, wanted)
-    found: list[Event] = []
-    after = wanted.after
-    while len(found) < wanted.limit:
-        beyond = [] if after is None else [e.c.seq < after if wanted.newest_first else e.c.seq > after]
-        rows = select_rows(connection, tables, [*where, *beyond], PAGE, wanted.newest_first)
-        fitting = [row for row in rows if matches(wanted.pattern, row.type)]
-        found += [
-            one
-            for one in _seen(connection, tables, fitting, group)
-            if wanted.status is None or one.status == wanted.status
-        ]
-        if len(rows) < PAGE:
-            break
-        after = rows[-1].seq
-    return found[: wanted.limit]
-
-
-def _conditions(connection: Connection, e: sa.FromClause, wanted: Any) -> list[Any]:
-    where = [e.c[name] == value for name in _EQUAL if (value := getattr(wanted, name)) is not None]
-    if wanted.pattern != "*":
-        where.append(e.c.type.like(like(wanted.pattern), escape="\\"))
-    if wanted.user_id is not None:
-        where.append(e.c.user_id == str(wanted.user_id))
-    if wanted.since is not None:
-        where.append(e.c.created_at >= as_stored(connection, wanted.since))
-    if wanted.until is not None:
-        where.append(e.c.created_at < as_stored(connection, wanted.until))
-    return where
-
-
-_EQUAL = ("source", "schema", "entity", "operation", "key", "session_id", "instance_id")
-
-
-def _seen(connection: Connection, tables: Tables, rows: Sequence[Row], group: str) -> list[Event]:
+def seen_by(connection: Connection, tables: Tables, rows: Sequence[Row], group: str) -> list[Event]:
     """Rows as events, with what the view ``event_status`` says about them."""
     if not rows:
         return []
@@ -159,61 +117,7 @@ def in_utc(value: Any) -> dt.datetime | None:
     return moment.replace(tzinfo=dt.UTC) if moment is not None and moment.tzinfo is None else moment
 
 
-# How far ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GroupStats:
-    """How far one partition of a group is."""
-
-    group: str
-    partition: int
-    lag: int
-    """Numbers in the log that it is not through with, dead letters not counted; more than the events where numbers were never used."""
-    lag_seconds: float
-    """Age of the oldest event it is not through with; 0 without any."""
-    dead: int
-    """Dead letters of the group."""
-    owner: str | None
-    """Who holds the lease."""
-    updated_at: dt.datetime | None
-    """When it last moved."""
-    paused: tuple[str, ...] = ()
-    """Subscriptions of the group that are paused for every process."""
-
-
-def stats(connection: Connection, tables: Tables) -> list[GroupStats]:
-    """Every partition of every group."""
-    top, d = newest(connection, tables), tables.deliveries
-    counts = connection.execute(sa.select(d.c.group, sa.func.count()).where(d.c.status == FAILED).group_by(d.c.group))
-    dead: dict[str, int] = dict(tuple(row) for row in counts)
-    parts = groups(connection, tables)
-    held = paused(connection, tables, [part.group for part in parts])
-    return [
-        replace(
-            _stats(connection, tables, part, top, dead.get(part.group, 0)),
-            paused=tuple(sorted(name for group, name in held if group == part.group)),
-        )
-        for part in parts
-    ]
-
-
-def _stats(connection: Connection, tables: Tables, part: Group, top: int, dead: int) -> GroupStats:
-    lag = max(top - part.position.high, 0) + part.position.pending_below()
-    since = _oldest(connection, tables, part.position) if lag else None
-    age = (now() - since).total_seconds() if since is not None else 0.0
-    return GroupStats(part.group, part.partition, lag, max(age, 0.0), dead, part.owner, part.updated_at)
-
-
-def _oldest(connection: Connection, tables: Tables, position: Position) -> dt.datetime | None:
-    """When the oldest event was made that is in a gap or above; of many gaps the first hundred are looked at."""
-    e = tables.events
-    for first, last in (*position.gaps[:100], (position.high + 1, 2**62)):
-        query = sa.select(e.c.created_at).where(e.c.seq >= first, e.c.seq <= last).order_by(e.c.seq).limit(1)
-        since = connection.execute(query).scalar()
-        if since is not None:
-            return in_utc(since)
-    return None
+# Where groups are ---------------------------------------------------------------------------------------------------
 
 
 def newest(connection: Connection, tables: Tables) -> int:
