@@ -64,6 +64,11 @@ bench-capture: $(VENV)/.bench
 bench-relay: $(VENV)/.test
 	PEERS=$(PEERS) $(RUN) benchmarks/relay.py $(JSON_OPTION) $(ARGS)
 
+# Ten million events against ten thousand: draining, questions, bloat. About ten minutes and 10 GB.
+.PHONY: scale
+scale: $(VENV)/.test
+	$(RUN) benchmarks/scale.py $(JSON_OPTION) $(ARGS)
+
 wheel: $(VENV)/.test
 	$(RUN) -m hatchling build -t wheel
 

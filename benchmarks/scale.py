@@ -105,7 +105,7 @@ def questions(url: str, count: int) -> Iterator[Figure]:
     """Milliseconds, at the median."""
     engine = sa.create_engine(url)
     trouble(engine, count)
-    broker = Broker(Config(consumer_group="read"), engine)
+    broker = Broker(Config(consumer_group="read"), engine).start()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as link:
         link.exec_driver_sql("SET statement_timeout = '60s'")
         for label, seq in (("done", count // 4), ("failed", count // 3), ("in_gap", count // 2 + 7), ("pending", count - 5)):
@@ -119,6 +119,7 @@ def questions(url: str, count: int) -> Iterator[Figure]:
             yield asked(f"list_{label}", lambda wanted=wanted: broker.list(wanted))
         yield asked("stats", broker.stats)
         yield asked("view_count_by_status", lambda: counted(link), 1)
+    broker.stop()
     engine.dispose()
 
 

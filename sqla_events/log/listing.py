@@ -21,7 +21,8 @@ from .query import as_stored, groups, seen_by, seq_at
 from .reading import events_of, select_rows
 from .troubles import FAILED
 
-PAGE = 500
+PAGE, LEAST = 500, 20
+"""Rows of one read: as many as are wanted at first, then as many as this."""
 PIECES = 200
 """Ranges of numbers that one statement names."""
 SKEW = dt.timedelta(minutes=10)
@@ -50,13 +51,15 @@ def _within(
     where = [*_conditions(connection, e, wanted), sa.or_(*(e.c.seq.between(*piece) for piece in pieces))]
     found: list[Event] = []
     beyond: list[Any] = []
+    page = min(max(limit, LEAST), PAGE)
     while len(found) < limit:
-        rows = select_rows(connection, tables, [*where, *beyond], PAGE, wanted.newest_first)
+        rows = select_rows(connection, tables, [*where, *beyond], page, wanted.newest_first)
         fitting = [row for row in rows if matches(wanted.pattern, row.type)]
         seen = seen_by(connection, tables, fitting, group)
         found += [one for one in seen if wanted.status is None or one.status == wanted.status]
-        if len(rows) < PAGE:
+        if len(rows) < page:
             break
+        page = PAGE
         beyond = [e.c.seq < rows[-1].seq if wanted.newest_first else e.c.seq > rows[-1].seq]
     return found[:limit]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection
 
 from ..event import Event, Status
@@ -56,24 +57,29 @@ def _find(connection: Connection, tables: Tables, event_id: uuid.UUID) -> Row | 
 
 
 def seq_at(connection: Connection, tables: Tables, moment: dt.datetime) -> int:
-    """The seq from which on events were made at that moment or later, as far as the order of seq is the order of time."""
-    e = tables.events
-    low, high = connection.execute(sa.select(sa.func.min(e.c.seq), sa.func.max(e.c.seq))).one()
-    if low is None:
-        return 0
-    while low <= high:
-        middle = (low + high) // 2
-        seq, earlier = connection.execute(
-            sa.select(e.c.seq, e.c.created_at < as_stored(connection, moment))
-            .where(e.c.seq >= middle)
-            .order_by(e.c.seq)
-            .limit(1)
-        ).one()
-        if earlier:
-            low = int(seq) + 1
-        else:
-            high = middle - 1
-    return int(low)
+    """The seq from which on events were made at that moment or later, as far as the order of seq is the order of time.
+
+    A binary search that the server does in one statement, three index probes a step.
+    """
+    events, kind = tables.names.qualified(tables.names.events), tables.events.c.created_at.type
+    postgres = connection.dialect.name == "postgresql"
+    value: Any = moment if postgres else moment.astimezone(dt.UTC).isoformat()
+    search = _SEARCH.format(events=events, early=_EARLY.format(events=events))
+    query = sa.text(search).bindparams(sa.bindparam("moment", value, kind if postgres else sa.Text()))
+    return connection.scalar(query) or 0
+
+
+_SEARCH = """
+WITH RECURSIVE search(low, high) AS (
+    SELECT min(seq), max(seq) FROM {events}
+    UNION ALL
+    SELECT CASE WHEN {early} THEN (SELECT min(e.seq) FROM {events} AS e WHERE e.seq >= (low + high) / 2) + 1 ELSE low END,
+        CASE WHEN {early} THEN high ELSE (low + high) / 2 - 1 END
+    FROM search WHERE low <= high
+)
+SELECT max(low) FROM search"""
+_EARLY = "(SELECT e.created_at < :moment FROM {events} AS e WHERE e.seq >= (low + high) / 2 ORDER BY e.seq LIMIT 1)"
+"""Whether the first event from the middle on was made before."""
 
 
 def as_stored(connection: Connection, moment: dt.datetime) -> Any:
@@ -85,18 +91,30 @@ def as_stored(connection: Connection, moment: dt.datetime) -> Any:
 
 def seen_by(connection: Connection, tables: Tables, rows: Sequence[Row], group: str) -> list[Event]:
     """Rows as events, with what the view ``event_status`` says about them."""
-    if not rows:
-        return []
+    states: dict[int, Any] = {}
+    for start in range(0, len(rows), PAGE):
+        seqs = [row.seq for row in rows[start : start + PAGE]]
+        states |= {state.seq: state for state in connection.execute(_states(connection, tables, seqs, group))}
+    return [_with_state(row.to_event(), states.get(row.seq)) for row in rows]
+
+
+def _states(connection: Connection, tables: Tables, seqs: list[int], group: str) -> sa.Select[Any]:
+    """The view for each of these numbers.
+
+    On PostgreSQL one by one (LATERAL, which OFFSET keeps it from undoing): asked for all at once, it would first gather
+    every delivery that there is, for each of them again where statistics are old (more than a minute for 500 numbers).
+    """
     names = ("seq", "status", "processed_at", "completed_at", "error", "retry_count")
     view = sa.table(
         tables.names.status, *(sa.column(name) for name in names), sa.column("group"), schema=tables.names.schema
     )
-    states: dict[int, Any] = {}
-    for start in range(0, len(rows), PAGE):
-        seqs = [row.seq for row in rows[start : start + PAGE]]
-        query = sa.select(*(view.c[name] for name in names)).where(view.c.seq.in_(seqs), view.c.group == group)
-        states |= {state.seq: state for state in connection.execute(query)}
-    return [_with_state(row.to_event(), states.get(row.seq)) for row in rows]
+    query = sa.select(*(view.c[name] for name in names)).where(view.c.group == group)
+    if connection.dialect.name != "postgresql":
+        return query.where(view.c.seq.in_(seqs))
+    numbers = sa.func.unnest(sa.cast(seqs, ARRAY(sa.BigInteger)))
+    wanted = numbers.table_valued(sa.column("seq", sa.BigInteger), name="wanted").render_derived()
+    each = query.where(view.c.seq == wanted.c.seq).offset(0).lateral()
+    return sa.select(each).select_from(wanted.join(each, sa.true()))
 
 
 def _with_state(event: Event, state: Any) -> Event:

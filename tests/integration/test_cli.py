@@ -191,6 +191,7 @@ def test_replay_into_a_subscription(engine: sa.Engine, database_url: str) -> Non
     inbox.wait(3)
     broker.stop()
     arguments = ("replay", database_url, "*.users.*", "--subscription", "mailer")
+    inbox.events.sort(key=lambda event: event.seq or 0)  # different rows are handled in any order
     assert output(*arguments, "--position", str(inbox.events[1].seq)) == "replayed: 2\n"
     assert output(*arguments, "--since", "2999-01-01T00:00:00") == "replayed: 0\n"
     assert output(*arguments, "--id", str(inbox.events[0].id)) == "replayed: 3\n"

@@ -119,7 +119,7 @@ class Statements:
         """How they are executed."""
         found = []
         for sql, values in self.seen:
-            if sql.lstrip().startswith("SELECT"):
+            if sql.lstrip().startswith(("SELECT", "WITH")):
                 found += [row[0] for row in link.execute("EXPLAIN " + sql, values)]
         return "\n".join(found)
 
