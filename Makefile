@@ -5,6 +5,7 @@ PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
 SECONDS_OF_LOAD ?= 60
+EXAMPLES ?= 100
 KILL_SECONDS ?= 60
 JSON ?=
 VENV := .venv
@@ -12,7 +13,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 RUN := $(VENV)/bin/python
 JSON_OPTION := $(if $(JSON),--json $(JSON))
 
-.PHONY: demo test test-sqlalchemy20 test-oldest-nats test-local-servers test-conformance soak chaos sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
+.PHONY: demo test test-sqlalchemy20 test-oldest-nats test-local-servers test-conformance soak chaos capture-machine sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m sqla_events demo $(ARGS)
@@ -42,6 +43,10 @@ soak: $(VENV)/.test
 # Relays, consumers and servers killed at random under load: KILL_SECONDS (60) for each test.
 chaos: $(VENV)/.test
 	KILL_SECONDS=$(KILL_SECONDS) $(RUN) -m pytest -s --timeout 0 $(or $(ARGS),$(wildcard tests/providers/*_kills.py))
+
+# Random models and sessions through every write path, replayed: EXAMPLES (100) on each driver.
+capture-machine: $(VENV)/.test
+	EXAMPLES=$(EXAMPLES) $(RUN) -m pytest -s --timeout 0 $(or $(ARGS),tests/capture/test_machine.py)
 
 sqlalchemy-suite: $(VENV)/.test
 	$(RUN) benchmarks/sqlalchemy_suite.py $(JSON_OPTION) $(ARGS)

@@ -81,7 +81,7 @@ def apply_event(connection: Connection, table: sa.Table, event: Event) -> None:
             connection.execute(sa.delete(table).where(*_where(table, key)))
         connection.execute(sa.insert(table).inline().values(_values(table, event.after)))
         return
-    where = _where(table, key or event.before)
+    where = _where(table, key) if key else [_one_of_many(connection, table, _where(table, event.before))]
     statement = (
         sa.delete(table) if event.operation == "delete" else sa.update(table).values(_values(table, event.after))
     )
@@ -92,6 +92,12 @@ def apply_event(connection: Connection, table: sa.Table, event: Event) -> None:
         return  # the copy may have changed the row itself
     if matched != 1 and key:
         raise EventError(f"event {event.seq} ({event.type}, key {event.key}) matches {matched} rows of the copy")
+
+
+def _one_of_many(connection: Connection, table: sa.Table, where: list[Any]) -> Any:
+    """One of the rows that are alike, where no key tells them apart."""
+    place: Any = sa.literal_column("ctid" if connection.dialect.name == "postgresql" else "rowid")
+    return place == sa.select(place).select_from(table).where(*where).limit(1).correlate(None).scalar_subquery()
 
 
 def _where(table: sa.Table, key: Mapping[str, Any]) -> list[Any]:
