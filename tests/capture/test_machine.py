@@ -506,7 +506,7 @@ def test_it_notices_what_is_lost(sqlite_url: str, tmp_path: Path, monkeypatch: p
     """What is proved above can be proved wrong."""
     before = SEEN.copy()
     monkeypatch.setattr(Maker, "events", losing(*lost))
-    with pytest.raises((AssertionError, EventError), match="only in the|matches 0 rows"):
+    with pytest.raises((AssertionError, EventError), match=r"only in the|matches 0 rows"):
         run(sqlite_url, f"sqlite:///{tmp_path / 'copy.db'}", 8)
     SEEN.clear()
     SEEN.update(before)
