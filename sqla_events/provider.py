@@ -124,6 +124,8 @@ class Features:
     """The events table itself carries the events: no relay, ``publish`` writes to the log."""
     idempotent_publish: bool = False
     """Publishing a batch again adds nothing."""
+    one_writer: bool = False
+    """Appending goes no faster from several places at once: the relay has one partition, whatever ``partitions`` says."""
     keeps_position: bool = False
     """``publish`` stores the batch's position with its messages, all or nothing, and ``resume`` tells it."""
     retry_survives_restart: bool = False

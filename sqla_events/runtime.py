@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -286,6 +287,8 @@ class Runtime:
     async def _run_relay(self, name: str, config: Config, provider: Provider) -> None:
         assert self.database is not None
         settings = reader_settings(config, f"relay:{name}", self._name, 4 * config.batch_size)
+        if provider.features.one_writer:
+            settings = replace(settings, partitions=1)
         relay = Relays(
             self.database, self.tables, provider, settings, self._signals, self._doorbell, packing(config.wire)
         )

@@ -20,7 +20,9 @@ from cryptography.x509.oid import NameOID
 from nacl.signing import SigningKey
 
 from sqla_events.errors import ConfigError, ProviderUnavailable
+from sqla_events.provider import Failure
 from sqla_events.providers.nats import connection
+from sqla_events.testing.transport import consuming, eventually, hold
 from tests.providers.nats_support import batch, ids, messages, opened, provider, stored_ids
 from tests.servers import nats as nats_servers
 from tests.servers.nats import NatsServer
@@ -198,6 +200,26 @@ async def test_tls(tmp_path: Path, local_servers: bool) -> None:
     with configured(f'tls {{ {tls}, ca_file: "{authority.file}", verify: true }}', local_servers) as server:
         await works(server.url, tls_ca=authority.file, tls_certificate=own, tls_key=own_key)
         await refused(server.url, "NATS does not answer", tls_ca=authority.file)
+
+
+async def test_rights_that_are_enough(local_servers: bool) -> None:
+    """Those that docs/nats.md names: publish, consume, bury and redrive."""
+    publish = '["events.>", "$JS.API.>", "$JS.ACK.>", "$KV.SQLA_EVENTS.>", "SQLA_EVENTS_DEAD.>"]'
+    users = f'{{ user: "app", password: "x", permissions: {{ publish: {publish}, subscribe: ["_INBOX.>"] }} }}'
+    with configured(f"authorization {{ users: [ {users} ] }}", local_servers) as server:
+        async with opened(server, user="app", password="x") as one, consuming(one, hold) as stream:
+            await one.publish(batch(messages(1)))
+            (delivery,) = await stream.take(1)
+            delivery.retry(Failure("s", "no", "", 1), 1)
+            delivery.bury(Failure("s", "no", "", 2))
+            delivery.ack()
+
+            async def buried() -> bool:
+                return len(await one.dead_letters.list()) == 1
+
+            await eventually(buried)
+            assert await one.dead_letters.redrive() == 1
+            await stream.take(2)
 
 
 async def test_rights_that_are_missing_are_told(local_servers: bool, monkeypatch: pytest.MonkeyPatch) -> None:

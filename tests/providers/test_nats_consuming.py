@@ -69,6 +69,20 @@ async def test_any_name_of_a_group(nats: NatsServer) -> None:
                 await stream.take(3)
 
 
+async def test_where_a_consumer_begins_can_be_chosen(nats: NatsServer) -> None:
+    """Whoever operates makes it before the group is consumed; the provider sets the rest and leaves that."""
+    async with opened(nats) as one:
+        await publish(one, *(sent := events(30)))
+        config = {"durable_name": "group", "deliver_policy": "by_start_sequence", "opt_start_seq": 21, "ack_policy": "explicit"}
+        await one._jetstream.call(f"CONSUMER.DURABLE.CREATE.{STREAM}.group", {"stream_name": STREAM, "config": config})
+        async with consuming(one, patterns=("public.things.*",)) as stream:
+            await stream.take(10)
+            assert stream.ids == [str(event.id) for event in sent[20:]]
+            found = (await consumer(one))["config"]
+            assert (found["opt_start_seq"], found["ack_wait"]) == (21, 1_000_000_000)
+            assert found["filter_subject"] == "events.public.things.*"
+
+
 # Order --------------------------------------------------------------------------------------------------------------
 
 

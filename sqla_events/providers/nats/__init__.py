@@ -65,6 +65,7 @@ class NatsProvider:
             shared_groups=True,
             cross_process=True,
             idempotent_publish=True,
+            one_writer=True,
             retry_survives_restart=True,
             provider_filter=True,
             history=True,

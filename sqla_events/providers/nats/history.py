@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from ...errors import EventError, ProviderUnavailable
@@ -34,6 +35,15 @@ async def history(
     """See provider.Provider."""
     start = _start(since, position)
     last = (await jetstream.info(stream))["state"]["last_seq"]
+    async with aclosing(pages(jetstream, stream, start, last)) as found:
+        async for page in found:
+            yield [_message(one, prefix) for one in page]
+
+
+async def pages(
+    jetstream: JetStream, stream: str, start: dict[str, Any], last: int
+) -> AsyncGenerator[Sequence[Any], None]:
+    """Messages of nats-py from a start on, which is a part of a consumer's definition, up to a number of the stream."""
     name = await _consumer(jetstream, stream, start)
     inbox = await jetstream.connection.inbox()
     try:
@@ -42,8 +52,8 @@ async def history(
             found = await _page(jetstream.connection, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", inbox)
             if found:
                 read = numbers(found[-1].reply)[1]
-                yield [_message(one, prefix) for one in found if numbers(one.reply)[1] <= last]
-            elif await _is_all(jetstream, stream, f"{prefix}.>", read, last, start):
+                yield [one for one in found if numbers(one.reply)[1] <= last]
+            elif await _is_all(jetstream, stream, read, last, start):
                 return
             else:
                 await asyncio.sleep(LAG_SECONDS)
@@ -69,7 +79,7 @@ async def _consumer(jetstream: JetStream, stream: str, start: dict[str, Any]) ->
     try:
         return str((await jetstream.call(f"CONSUMER.CREATE.{stream}", request))["name"])
     except Refused as error:
-        raise ProviderUnavailable(f"the history of stream {stream!r} cannot be read: {error}") from error
+        raise ProviderUnavailable(f"stream {stream!r} cannot be read: {error}") from error
 
 
 async def _forget(jetstream: JetStream, stream: str, name: str) -> None:
@@ -93,14 +103,12 @@ async def _page(connection: Connection, subject: str, inbox: Inbox) -> list[Any]
     return found
 
 
-async def _is_all(
-    jetstream: JetStream, stream: str, subjects: str, read: int, last: int, start: dict[str, Any]
-) -> bool:
+async def _is_all(jetstream: JetStream, stream: str, read: int, last: int, start: dict[str, Any]) -> bool:
     """Whether the leader has nothing more in the range."""
     if "opt_start_time" in start and not read:
-        newest = await jetstream.get(stream, last_by_subj=subjects)
+        newest = await jetstream.get(stream, last_by_subj=">")
         return newest is None or newest.time < dt.datetime.fromisoformat(start["opt_start_time"])
-    kept = await jetstream.get(stream, seq=max(read + 1, start.get("opt_start_seq", 1)), next_by_subj=subjects)
+    kept = await jetstream.get(stream, seq=max(read + 1, start.get("opt_start_seq", 1)), next_by_subj=">")
     return kept is None or kept.seq > last
 
 

@@ -27,7 +27,8 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +38,8 @@ from ...provider import Batch, Message
 from ...signals import logger
 from .connection import Out, head_of
 from .delivery import TAG
-from .jetstream import WRONG_LAST, Bucket, Conflict, JetStream, Kept, Refused, Stored, stored
+from .history import pages
+from .jetstream import AT_ONCE, WRONG_LAST, Bucket, Conflict, JetStream, Refused, Stored, stored
 from .subjects import subject_of
 
 WINDOW = 2000
@@ -71,11 +73,11 @@ class Chain:
     """Of the last batch, and where the stream ended with it."""
     marked_at: float = 0.0
 
-    def note(self, kept: Kept) -> None:
+    def note(self, headers: Mapping[str, str]) -> None:
         """A message of the stream, ours or not."""
-        tag, _, seq = kept.headers.get(TAG, "").partition("/")
+        tag, _, seq = headers.get(TAG, "").partition("/")
         if tag == self.tag:
-            self.there[kept.headers["Nats-Msg-Id"]] = int(seq or 0)
+            self.there[headers["Nats-Msg-Id"]] = int(seq or 0)
 
     def settled(self, batch: Batch) -> None:
         """A batch is in the stream: what its position includes is never given to us again."""
@@ -220,11 +222,23 @@ class Publisher:
             )  # fmt: skip
         if last > known:
             await self._check_epoch(chain)
-            async for kept in self._jetstream.each(self._stream, known + 1, last):
-                for one in (chain, *self._chains.values()):
-                    one.note(kept)
+            await self._note(known + 1, last, chain, *self._chains.values())
         self._end, self._sure = last, True
         return last
+
+    async def _note(self, first: int, last: int, *chains: Chain) -> None:
+        """Read the headers of a range: of few messages one by one, of more than that without their bodies."""
+        if last - first < AT_ONCE:
+            async for kept in self._jetstream.each(self._stream, first, last):
+                for chain in chains:
+                    chain.note(kept.headers)
+            return
+        start = {"deliver_policy": "by_start_sequence", "opt_start_seq": first, "headers_only": True}
+        async with aclosing(pages(self._jetstream, self._stream, start, last)) as found:
+            async for page in found:
+                for message in page:
+                    for chain in chains:
+                        chain.note(message.headers or {})
 
     # Who publishes -----------------------------------------------------------------------------------------------
 
@@ -254,8 +268,7 @@ class Publisher:
         first = next((seq for seq, position, _ in reversed(chain.marks) if _includes(committed, position)), chain.marks[0][0])
         if min(first, last) < first:
             first = last  # the stream was made anew
-        async for one in self._jetstream.each(self._stream, first + 1, last):
-            chain.note(one)
+        await self._note(first + 1, last, chain)
         chain.there = {one: seq for one, seq in chain.there.items() if not seq or not committed.done(seq)}
         self._end, self._sure = last, True
         return chain

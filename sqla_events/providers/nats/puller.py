@@ -31,7 +31,7 @@ from ...retry import FOREVER
 from ...signals import logger
 from .connection import Inbox, Out
 from .delivery import NatsDelivery
-from .jetstream import Bucket, JetStream, Refused
+from .jetstream import CONSUMER_MISSING, Bucket, JetStream, Refused
 from .lease import Lease
 from .letters import CONSUMER, NatsDeadLetters
 from .settler import NAK, Settler
@@ -175,13 +175,29 @@ class Puller:
         self._next = self._outstanding = 0
 
     async def _define(self) -> None:
-        """Make the durable consumer, or bring it to what it should be."""
+        """Make the durable consumer, or bring it to what it should be; where it began stays as it is."""
         what = self._what
-        request = {"stream_name": what.stream, "config": what.definition}
+        there = await self._there()
+        wanted = {name: value for name, value in what.definition.items() if there is None or name != "deliver_policy"}
+        if there is not None:
+            filterless = {name: value for name, value in there.items() if not name.startswith("filter_subject")}
+            if {**filterless, **wanted} == there:
+                return
+            wanted = {**filterless, **wanted}
+        request = {"stream_name": what.stream, "config": wanted}
         try:
             await self._jetstream.call(f"CONSUMER.DURABLE.CREATE.{what.stream}.{what.durable}", request)
         except Refused as error:
             raise ProviderUnavailable(f"consumer {what.durable!r} of stream {what.stream!r} cannot be made: {error}") from error
+
+    async def _there(self) -> dict[str, Any] | None:
+        """The definition of the durable consumer, if there is one."""
+        try:
+            return dict((await self._jetstream.call(f"CONSUMER.INFO.{self._what.stream}.{self._what.durable}"))["config"])
+        except Refused as error:
+            if error.number != CONSUMER_MISSING:
+                raise ProviderUnavailable(f"consumer {self._what.durable!r}: {error}") from error
+            return None
 
     async def _state(self) -> dict[str, Any]:
         try:
