@@ -92,7 +92,7 @@ def read(row):
 
 
 class Delivery:
-    attempts, buried = {}, frozenset()
+    attempts, due, buried = {}, {}, frozenset()
 
     def __init__(self, db, group, in_hand, number, message):
         self._db, self._group, self._in_hand, self._number, self._message = db, group, in_hand, number, message

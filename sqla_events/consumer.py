@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -270,9 +271,25 @@ class Consumer:
         if job.subscription.name in self._subscriptions.paused:
             self._held.setdefault(job.subscription.name, []).append(job)
             return
+        due = job.track.delivery.due
+        if due and job.answer is None and (seconds := due.get(job.subscription.name, 0.0) - time.time()) > 0:
+            self._later(job, seconds)
+            return
         self._running += 1
         self._idle.clear()
         (self._tasks if job.subscription.is_async else self._threads).put(job)
+
+    def _later(self, job: _Job, seconds: float) -> None:
+        """Its next attempt, which an earlier process put off, is not due yet."""
+
+        async def wait() -> None:
+            with suppress(_Stopping):  # given back
+                await self._pause(seconds)
+                self._start(job)
+
+        task = asyncio.create_task(wait(), name=f"sqla-events-retry-{job.subscription.name}")
+        self._retries.add(task)
+        task.add_done_callback(self._retries.discard)
 
     def _done(self, job: _Job) -> None:
         """An attempt is over: on to its retry controller if it has one, else decide."""

@@ -167,6 +167,11 @@ class Delivery(Protocol):
         ...
 
     @property
+    def due(self) -> Mapping[str, float]:
+        """When the next attempt of such a subscription is due (Unix seconds): the consumer waits until then. Else empty."""
+        ...
+
+    @property
     def buried(self) -> frozenset[str]:
         """Subscriptions that have given up on this event already."""
         ...

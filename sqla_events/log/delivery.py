@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -13,6 +15,7 @@ from .rows import Row
 
 NO_ATTEMPTS: dict[str, int] = {}
 NOBODY: frozenset[str] = frozenset()
+NEVER: Mapping[str, float] = MappingProxyType({})
 
 
 class Settler(Protocol):
@@ -34,6 +37,7 @@ class LogDelivery(msgspec.Struct, gc=False):
     attempts: dict[str, int] = NO_ATTEMPTS
     buried: frozenset[str] = NOBODY
     only: str | None = None
+    due: Mapping[str, float] = NEVER
 
     @property
     def type(self) -> str:

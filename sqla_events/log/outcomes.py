@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..provider import Failure
-from .troubles import FAILED, REDRIVEN, RETRYING, Trouble
+from .troubles import FAILED, REDRIVEN, RETRYING, Past, Trouble
 
 Key = tuple[int, str]
 """Seq and subscription."""
@@ -17,7 +17,7 @@ class Outcomes:
     :param known: what the database says about events that will be delivered again: seq -> subscription -> (status, attempts).
     """
 
-    def __init__(self, known: Mapping[int, Mapping[str, tuple[str, int]]]) -> None:
+    def __init__(self, known: Mapping[int, Past]) -> None:
         self._pending: dict[Key, Trouble] = {}
         self._retrying: dict[int, set[str]] = {}
         self._buried: set[Key] = set()
@@ -26,7 +26,7 @@ class Outcomes:
         self._leaving: set[Key] = set()
         """Those that are through, and whose rows still say otherwise."""
         for seq, subscriptions in known.items():
-            self._retrying[seq] = {name for name, (status, _) in subscriptions.items() if status == RETRYING}
+            self._retrying[seq] = {name for name, (status, _, _) in subscriptions.items() if status == RETRYING}
 
     def __bool__(self) -> bool:
         return bool(self._pending)

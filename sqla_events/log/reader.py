@@ -23,7 +23,7 @@ from ..retry import FOREVER
 from ..schema import Tables
 from ..signals import Leased, Signals, logger
 from . import leases
-from .delivery import NO_ATTEMPTS, NOBODY, LogDelivery
+from .delivery import NEVER, NO_ATTEMPTS, NOBODY, LogDelivery
 from .leases import Progress
 from .ledger import Ledger
 from .outcomes import Outcomes
@@ -34,7 +34,7 @@ from .retention import prune
 from .rows import Row
 from .settings import ReaderSettings
 from .spread import Spread, Won, spread
-from .troubles import attempts_of, buried_of, redriven, troubles_within
+from .troubles import Past, attempts_of, buried_of, due_of, redriven, troubles_within
 from .wanted import Wanted, wanted_by
 
 COMMIT_SECONDS = 0.2
@@ -70,7 +70,7 @@ class Reader:
         self._held = held
         self._tables = tables
         self._settings = settings
-        self._known: dict[int, dict[str, tuple[str, int]]] = {}
+        self._known: dict[int, Past] = {}
         self._ledger = Ledger(lease.position)
         self._outcomes = Outcomes({})
         share = Share(settings.partition, settings.partitions)
@@ -189,7 +189,7 @@ class Reader:
         past = self._known.pop(row.seq, None)
         if past is None:
             return LogDelivery(self, row)
-        return LogDelivery(self, row, attempts_of(past), buried_of(past))
+        return LogDelivery(self, row, attempts_of(past), buried_of(past), due=due_of(past))
 
     async def _read_redriven(self) -> list[LogDelivery]:
         """Dead letters that are redriven, and events that are replayed; a full page is followed by the next one at once."""
@@ -206,12 +206,13 @@ class Reader:
             self._redriven_at = 0.0
         return deliveries
 
-    def _again(self, row: Row, subscription: str, attempts: int, error: str | None) -> LogDelivery:
-        known = {subscription: attempts} if attempts else NO_ATTEMPTS
+    def _again(self, row: Row, subscription: str, attempts: int, due: float | None, error: str | None) -> LogDelivery:
+        known = {subscription: attempts} if attempts or due else NO_ATTEMPTS
+        waits = NEVER if due is None else {subscription: due}
         mark = mark_of(error)
         if mark is None:
-            return LogDelivery(self, row, known, NOBODY, subscription)
-        return Replayed(self, row, known, NOBODY, subscription, mark)
+            return LogDelivery(self, row, known, NOBODY, subscription, waits)
+        return Replayed(self, row, known, NOBODY, subscription, waits, mark)
 
     async def _resume(self) -> None:
         """After the connection was lost: nothing is known about the server's transactions, and it may be another server.

@@ -72,7 +72,7 @@ def replay(connection: Connection, tables: Tables, wanted: Sequence[Replay]) -> 
         return
     moment, table = now(), tables.deliveries
     insert = insert_into(connection, table)
-    again = {"status": REDRIVEN, "attempts": 0, "error": insert.excluded.error, "traceback": None}
+    again = {"status": REDRIVEN, "attempts": 0, "next_attempt_at": None, "error": insert.excluded.error, "traceback": None}
     statement = insert.on_conflict_do_update(
         index_elements=["group", "seq", "subscription"], set_=again, where=table.c.status == FAILED
     )

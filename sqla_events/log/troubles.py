@@ -91,32 +91,34 @@ def _storable(text: str | None) -> str | None:
     return text and text.replace("\x00", "\\x00").encode(errors="backslashreplace").decode()
 
 
-def troubles_within(
-    connection: Connection, tables: Tables, group: str, gaps: Ranges
-) -> dict[int, dict[str, tuple[str, int]]]:
-    """What is known about events that will be read again: seq -> subscription -> (status, attempts)."""
+Past = Mapping[str, tuple[str, int, float | None]]
+"""What is known about one event, by subscription: status, attempts, and when the next one is due (Unix seconds)."""
+
+
+def troubles_within(connection: Connection, tables: Tables, group: str, gaps: Ranges) -> dict[int, Past]:
+    """What is known about events that will be read again, by seq."""
     if not gaps:
         return {}
     table = tables.deliveries
-    found: dict[int, dict[str, tuple[str, int]]] = {}
+    found: dict[int, dict[str, tuple[str, int, float | None]]] = {}
     rows = connection.execute(
-        sa.select(table.c.seq, table.c.subscription, table.c.status, table.c.attempts).where(
+        sa.select(table.c.seq, table.c.subscription, table.c.status, table.c.attempts, table.c.next_attempt_at).where(
             table.c.group == group, table.c.seq >= gaps[0][0], table.c.seq <= gaps[-1][1], table.c.status != REDRIVEN
         )
     )
-    for seq, subscription, status, attempts in rows:
+    for seq, subscription, *what in rows:
         if contains(gaps, seq):
-            found.setdefault(seq, {})[subscription] = (status, attempts)
-    return found
+            found.setdefault(seq, {})[subscription] = (what[0], what[1], what[2])
+    return dict(found)
 
 
 def redriven(
     connection: Connection, tables: Tables, group: str, besides: Collection[tuple[int, str]], limit: int
-) -> list[tuple[int, str, int, str | None]]:
-    """What to deliver again (seq, subscription, attempts, error), oldest first, without what is in hand already."""
+) -> list[tuple[int, str, int, float | None, str | None]]:
+    """What to deliver again (seq, subscription, attempts, when the next is due, error), oldest first, without what is in hand already."""
     table = tables.deliveries
     rows = connection.execute(
-        sa.select(table.c.seq, table.c.subscription, table.c.attempts, table.c.error)
+        sa.select(table.c.seq, table.c.subscription, table.c.attempts, table.c.next_attempt_at, table.c.error)
         .where(table.c.group == group, table.c.status == sa.literal_column(f"'{REDRIVEN}'"))
         .order_by(table.c.seq)
         .limit(limit + len(besides))
@@ -124,11 +126,16 @@ def redriven(
     return [tuple(row) for row in rows if (row.seq, row.subscription) not in besides][:limit]
 
 
-def attempts_of(known: Mapping[str, tuple[str, int]]) -> dict[str, int]:
+def attempts_of(known: Past) -> dict[str, int]:
     """Failed attempts of the subscriptions that are still at it."""
-    return {name: attempts for name, (status, attempts) in known.items() if status == RETRYING}
+    return {name: attempts for name, (status, attempts, _) in known.items() if status == RETRYING}
 
 
-def buried_of(known: Mapping[str, tuple[str, int]]) -> frozenset[str]:
+def due_of(known: Past) -> dict[str, float]:
+    """When their next attempts are due."""
+    return {name: due for name, (status, _, due) in known.items() if status == RETRYING and due is not None}
+
+
+def buried_of(known: Past) -> frozenset[str]:
     """Subscriptions that gave up."""
-    return frozenset(name for name, (status, _) in known.items() if status == FAILED)
+    return frozenset(name for name, (status, _, _) in known.items() if status == FAILED)

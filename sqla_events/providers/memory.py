@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ class BufferDelivery:
         self.number = number
         self.only = only
         self.attempts: dict[str, int] = {}
+        self.due: dict[str, float] = {}
         self.buried: frozenset[str] = frozenset()
 
     @property
@@ -61,6 +63,7 @@ class BufferDelivery:
 
     def retry(self, failure: Failure, delay: float) -> None:
         self.attempts[failure.subscription] = failure.attempts
+        self.due[failure.subscription] = time.time() + delay
 
     def bury(self, failure: Failure) -> None:
         self.buried |= {failure.subscription}

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -322,13 +323,16 @@ def test_retries_longer_than_the_redelivery_timeout_run_once_at_a_time(service: 
 
 
 def test_attempts_go_on_after_a_restart(service: Start) -> None:
-    """Where the transport keeps them: what failed twice before it fails for good after one more."""
+    """What failed twice before it fails for good after one more, and that not before it is due."""
     one = service(retry_policy={"max_retries": 2, "initial_delay": 0.01, "max_delay": 0.01})
     seen: list[str] = []
+    due = 0.0
 
     def failing(event: Event) -> None:
+        nonlocal due
         seen.append(str(event.id))
-        raise RetryLater(600) if len(seen) > 2 else OSError("no")
+        due = time.time() + 3
+        raise RetryLater(3) if len(seen) > 2 else OSError("no")
 
     one.subscribe("*", handler=failing, name="h")
     one.start()
@@ -336,11 +340,13 @@ def test_attempts_go_on_after_a_restart(service: Start) -> None:
     eventually(lambda: len(seen) == 3)
     one.stop()
     two = service(retry_policy={"max_retries": 2, "initial_delay": 600})
-    inbox = Inbox(fail=lambda event: OSError("still"))
+    inbox = Inbox(fail=lambda event: OSError(f"still, {time.time() - due:.3f} s after it was due, {event.retry_count}"))
     two.subscribe("*", handler=inbox, name="h")
     two.start()
     (letter,) = eventually(two.dead_letters.list)
     assert (letter.attempts, inbox.attempts) == (3, 1)
+    assert "OSError: still, -" not in letter.error
+    assert letter.error.endswith("due, 2")
 
 
 def test_a_handler_says_what_happens_next(service: Start) -> None:

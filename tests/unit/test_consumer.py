@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Given:
     lane: str = "1"
     number: int = 0
     attempts: dict[str, int] = field(default_factory=dict)
+    due: dict[str, float] = field(default_factory=dict)
     buried: frozenset[str] = frozenset()
     only: str | None = None
     readable: bool = True
@@ -491,3 +493,21 @@ async def test_a_handler_sees_how_often_it_failed(kind: int) -> None:
         bench.give(given[1])
         await until(lambda: given[1].acked)
     assert seen == [0, 1, 2, 2, 3, 7]
+
+
+async def test_an_attempt_that_was_put_off_before_a_restart_waits_until_it_is_due() -> None:
+    """Its lane waits with it, other rows go on; stopping meanwhile gives it back untouched."""
+    seen: list[int] = []
+    put_off = Given(number=1, lane="a", attempts={"h0": 1}, due={"h0": time.time() + 0.3})
+    behind, other = Given(number=2, lane="a"), Given(number=3, lane="b")
+    async with Bench(lambda event: seen.append(event.payload)) as bench:
+        bench.give(put_off, behind, other)
+        await until(lambda: behind.acked)
+        assert time.time() >= put_off.due["h0"]
+    assert seen == [3, 1, 2]
+    far = Given(number=4, attempts={"h0": 1}, due={"h0": time.time() + 3600})
+    async with Bench(lambda event: seen.append(event.payload)) as bench:
+        bench.give(far)
+        await until(lambda: bench.consumer.in_hand == 1)
+    assert not far.acked
+    assert seen == [3, 1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ class Settling(Protocol):
 class NatsDelivery:
     """See provider.Delivery."""
 
-    __slots__ = ("_event", "_given", "_headers", "_settling", "attempts", "body", "buried", "only", "reply", "seq", "type")
+    __slots__ = ("_event", "_given", "_headers", "_settling", "attempts", "body", "buried", "due", "only", "reply", "seq", "type")
 
     def __init__(self, settling: Settling, seq: int, reply: str, event_type: str, message: Any, group: str) -> None:
         self._settling = settling
@@ -60,6 +61,7 @@ class NatsDelivery:
         self._headers: dict[str, str] | None = None
         self.only = only_of(self.headers, group) if addressed(message.headers) else None
         self.attempts: dict[str, int] = {}
+        self.due: dict[str, float] = {}
         self.buried = NOBODY
         self._event: Event | EventError | None = None
 
@@ -100,6 +102,7 @@ class NatsDelivery:
 
     def retry(self, failure: Failure, delay: float) -> None:
         self.attempts = {**self.attempts, failure.subscription: failure.attempts}
+        self.due = {**self.due, failure.subscription: time.time() + delay}
         self._settling.failed(self, failure, buried=False)
 
     def bury(self, failure: Failure) -> None:

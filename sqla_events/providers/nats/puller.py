@@ -286,7 +286,7 @@ class Puller:
             self._settler.acknowledge(message.reply)
             return
         if (known := self._known.pop(seq, None)) is not None:
-            one.attempts, one.buried = known["attempts"], frozenset(known["buried"])
+            one.attempts, one.buried, one.due = known["attempts"], frozenset(known["buried"]), known.get("due", {})
         self._in_hand[seq] = one
         if self._what.max_deliver and delivered > self._what.max_deliver:
             one.bury(Failure(CONSUMER, f"delivered {delivered} times and never settled", "", delivered))

@@ -132,7 +132,7 @@ class Settler:
         for failure in note.burials:
             await self._letters.add(self._group, one, failure, first)
         if not settled:
-            value = {"attempts": one.attempts, "buried": sorted(one.buried), "first": first.isoformat()}
+            value = {"attempts": one.attempts, "due": one.due, "buried": sorted(one.buried), "first": first.isoformat()}
             await self._bucket.put(self._key(one.seq), value)
 
     def _put_back(self, notes: dict[int, Note]) -> None:

@@ -189,7 +189,7 @@ class Share:
             delivery = RedisDelivery(self, entry, _text(kind), lane.decode(), headers, body)
             if headers:
                 delivery.only = only_of(headers_of(headers), self._group)
-            delivery.attempts, delivery.buried = self._outcomes.past(entry)
+            delivery.attempts, delivery.buried, delivery.due = self._outcomes.past(entry)
             if delivery.only is not None or self._wants(delivery.type):
                 found.append(delivery)
             else:

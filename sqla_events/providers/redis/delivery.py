@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -12,6 +14,7 @@ from ...wire import unpacked
 
 NO_ATTEMPTS: dict[str, int] = {}
 NOBODY: frozenset[str] = frozenset()
+NEVER: Mapping[str, float] = MappingProxyType({})
 
 _headers = msgspec.json.Decoder(dict[str, str])
 
@@ -46,6 +49,7 @@ class RedisDelivery(msgspec.Struct, gc=False):
     attempts: dict[str, int] = NO_ATTEMPTS
     buried: frozenset[str] = NOBODY
     only: str | None = None
+    due: Mapping[str, float] = NEVER
 
     def event(self) -> Event:
         return unpacked(self.body, headers_of(self.headers))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from ...provider import Failure
-from .delivery import NO_ATTEMPTS, NOBODY, RedisDelivery
+from .delivery import NEVER, NO_ATTEMPTS, NOBODY, RedisDelivery
 
 
 class Trouble(msgspec.Struct):
@@ -44,13 +45,14 @@ class Outcomes:
         self._forgotten: list[bytes] = []
         self._letters: list[list[str | bytes | float]] = []
 
-    def past(self, entry: bytes) -> tuple[dict[str, int], frozenset[str]]:
-        """Attempts by subscription, and the subscriptions that gave up."""
+    def past(self, entry: bytes) -> tuple[dict[str, int], frozenset[str], Mapping[str, float]]:
+        """Attempts by subscription, the subscriptions that gave up, and when the next attempts are due."""
         troubles = self._troubles.get(entry)
         if troubles is None:
-            return NO_ATTEMPTS, NOBODY
-        tried = {name: one.attempts for name, one in troubles.items() if one.next_attempt_at is not None}
-        return tried, frozenset(troubles.keys() - tried.keys())
+            return NO_ATTEMPTS, NOBODY, NEVER
+        due = {name: one.next_attempt_at for name, one in troubles.items() if one.next_attempt_at is not None}
+        tried = {name: troubles[name].attempts for name in due}
+        return tried, frozenset(troubles.keys() - due.keys()), due
 
     def acknowledged(self, entry: bytes) -> None:
         """Done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from ..transport import Transport, consuming, hold, lanes, opened, publish, victim
 from .material import events, failure, promising
@@ -84,14 +85,16 @@ class Settling:
                     waiting.ack()
 
     async def test_attempts_survive_a_restart(self, transport: Transport) -> None:
-        """How often each subscription has failed comes with the event, to another process too."""
+        """How often each subscription has failed, and when its next attempt is due, come with the event to another process."""
+        before = time.time()
         async with promising(transport, "retry_survives_restart") as provider, consuming(provider, hold) as stream:
             await publish(provider, *events(1))
             (delivery,) = await stream.take(1)
             delivery.retry(failure("app.mail", attempts=1), 0.01)
-            delivery.retry(failure("app.mail", attempts=2), 60)
-            delivery.retry(failure("app.log", attempts=1), 60)
+            delivery.retry(failure("app.mail", attempts=2), 3600)
+            delivery.retry(failure("app.log", attempts=1), 7200)
         async with opened(transport) as provider, consuming(provider, hold, consumer="two") as stream:
             (delivery,) = await stream.take(1)
             assert delivery.attempts == {"app.mail": 2, "app.log": 1}
+            assert 3600 <= delivery.due["app.mail"] - before < 7200 <= delivery.due["app.log"] - before < 10_000
             delivery.ack()
