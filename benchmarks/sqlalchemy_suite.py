@@ -33,7 +33,22 @@ from tests.servers.postgres import PostgresServer
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".sqlalchemy-suite"
 EXCUSED = Path(__file__).parent / "suite" / f"excused-{sdist.LINE}.txt"
-MODULES = {"sqlite": ("test/orm", "test/ext"), "postgresql": ("test/orm",)}
+WRITING = (
+    "association", "bind", "cascade", "composites", "cycles", "defaults", "deferred", "dynamic", "events", "expire", "manytomany", "merge",
+    "naturalpks", "onetoone", "relationships", "scoping", "session", "sync", "transaction", "unitofwork", "unitofworkv2", "versioning",
+)  # fmt: skip
+"""Modules of test/orm that write most; what they leave out reads, or makes mappers."""
+INHERITING = ("abc_inheritance", "assorted_poly", "basic", "concrete", "magazine", "manytomany", "poly_linked_list", "poly_persistence", "productspec", "single")
+MODULES = {
+    "sqlite": ("test/orm", "test/ext"),
+    "postgresql": (
+        "test/orm/dml",
+        *(f"test/orm/test_{name}.py" for name in WRITING),
+        *(f"test/orm/inheritance/test_{name}.py" for name in INHERITING),
+        "test/ext/test_mutable.py",
+        "test/ext/test_horizontal_shard.py",
+    ),
+}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Writes that capture cannot see into: text SQL, and data-modifying CTEs. They are never passed over in silence."""
+"""Writes that capture cannot see into: text SQL, and data-modifying CTEs that ``ctes`` does not catch. Never in silence."""
 
 from __future__ import annotations
 
