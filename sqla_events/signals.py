@@ -87,7 +87,7 @@ class Unavailable(Fact, frozen=True):
 
 
 class Gap(Fact, frozen=True):
-    """A write passed that capture cannot turn into events (text SQL, a data-modifying CTE of another INSERT, UPDATE or DELETE)."""
+    """A write passed that capture cannot turn into events (text SQL, some data-modifying CTEs)."""
 
     statement: str
     reason: str

@@ -1,16 +1,17 @@
-"""Data-modifying CTEs under a SELECT (PostgreSQL): their rows come back behind those of the caller, and are taken off again.
+"""Data-modifying CTEs (PostgreSQL): their rows come back behind those of the caller, and are taken off again.
 
-Nothing but the outermost statement of SQLAlchemy passes ``before_execute``, and it is a SELECT. So the SQL string is put
-together anew on its way to the cursor, with the same parameters::
+Nothing but the outermost statement of SQLAlchemy passes ``before_execute``. So the SQL string is put together anew on its
+way to the cursor, with the same parameters::
 
-    WITH c AS (UPDATE t … RETURNING t.id, t.id AS e0, t.n AS e1), q AS (the caller's SELECT)
+    WITH c AS (UPDATE t … RETURNING t.id, t.id AS e0, t.n AS e1), q AS (the caller's statement)
     SELECT 0, q.*, c.e0, c.e1 FROM q LEFT JOIN c ON FALSE
     UNION ALL SELECT 1, q.*, c.e0, c.e1 FROM c LEFT JOIN q ON FALSE
 
 The joins that never match give the other side's columns as NULLs of the right types. The first branch comes first, in the
-order of the caller's SELECT: PostgreSQL runs no statement with a data-modifying CTE in parallel.
+order of the caller's SELECT: PostgreSQL runs no statement with a data-modifying CTE in parallel. The caller's statement may
+be an INSERT, UPDATE or DELETE that returns rows, to him or to us.
 
-What does not fit (a DML statement around it, other databases, cascades, keys that change where their old value is not told,
+What does not fit (a statement that returns none, other databases, cascades, keys that change where their old value is not told,
 SQL that was changed since it was compiled) stays a reported gap.
 """
 
@@ -46,10 +47,15 @@ class Caught:
         return context is self.context
 
 
-def catch(context: Any, sql: str, plan_of: Callable[[Any], Plan | None]) -> Caught | None:
-    """The CTEs whose rows can be known, with the SQL that makes them known; None where there is none."""
+def catch(context: Any, sql: str, outer: Plan | None, plan_of: Callable[[Any], Plan | None]) -> Caught | None:
+    """The CTEs whose rows can be known, with the SQL that makes them known; None where there is none.
+
+    :param outer: the plan of the statement around them, if it is an INSERT, UPDATE or DELETE of a captured table.
+    """
     compiled = context.compiled
-    if context.dialect.name != "postgresql" or context.isinsert or context.isupdate or context.isdelete:
+    writes = context.isinsert or context.isupdate or context.isdelete
+    returns = compiled.effective_returning or (outer is not None and outer.ride)
+    if context.dialect.name != "postgresql" or context.executemany or (writes and not returns):
         return None
     plans = {cte: plan for cte in compiled.ctes if isinstance(cte.element, UpdateBase) and (plan := _plan(cte, plan_of, context))}
     caught = Caught(context, plans)
@@ -96,8 +102,21 @@ def _joined(first: str, names: Sequence[str]) -> str:
     return " LEFT JOIN ".join([first, *(f"{other} ON FALSE" for other in names if other != first)])
 
 
-def take_off(caught: Caught, cursor: Any) -> list[tuple[Plan, list[dict[str, Loaded]]]]:
-    """The rows of each CTE; the cursor is left to SQLAlchemy with those of the caller."""
+@dataclass(slots=True)
+class Rows:
+    """What a cursor would give if it had the caller's statement alone."""
+
+    description: Any
+    rows: list[tuple[Any, ...]]
+
+    def fetchmany(self, size: int) -> list[tuple[Any, ...]]:
+        """The next rows."""
+        found, self.rows = self.rows[:size], self.rows[size:]
+        return found
+
+
+def take_off(caught: Caught, cursor: Any) -> tuple[list[tuple[Plan, list[dict[str, Loaded]]]], Rows]:
+    """The rows of each CTE, and those of the caller, with which the cursor is left to SQLAlchemy."""
     description, rows, plans = cursor.description, cursor.fetchall(), list(caught.plans.values())
     end = len(description) - sum(len(plan.ride) for plan in plans)
     mine = [tuple(row[1:end]) for row in rows if row[0] == 0]
@@ -108,7 +127,7 @@ def take_off(caught: Caught, cursor: Any) -> list[tuple[Plan, list[dict[str, Loa
         start = stop
     ride.leave(caught.context, cursor, mine, description[1:end])
     caught.context._rowcount = len(mine)
-    return found
+    return found, Rows(description[1:end], mine)
 
 
 def _loaded(plan: Plan, rows: Sequence[Any], description: Any) -> list[dict[str, Loaded]]:

@@ -88,35 +88,41 @@ class Listener:
     def _before_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> tuple[str, Any]:
+        if context is not None and context.current_parameters is not None:
+            return sql, parameters  # a sequence or an SQL default of what is to run, asked for beforehand
         if context is None or context.compiled is None or context.is_text:
             self._marks.noticed(sql)
             word = gaps.transaction_word(sql)
             if word is not None:
                 self._on_text(connection, *word)
         self._marks.look_again(connection)
-        caught = self._catch(connection, sql, context) if getattr(getattr(context, "compiled", None), "ctes", None) else None
-        on_gap = partial(self._unseen, connection) if self._marks.known else self._on_gap
-        if on_gap is not None:
-            gaps.look(on_gap, sql, context, () if caught is None else caught.plans)
-        if caught is not None:
-            return caught.sql, parameters
         plan = self._plan_for(connection, context)
         if plan is not None:
             sql = self._prepared(connection, plan, sql, context, executemany)
-            if self._marks.known:
-                sql = self._marks.mark(connection, plan, sql)
+        if getattr(getattr(context, "compiled", None), "ctes", None):
+            sql = self._with_ctes(connection, plan, sql, context)
+        elif (on_gap := self._on_unseen(connection)) is not None:
+            gaps.look(on_gap, sql, context)
+        if plan is not None and self._marks.known:
+            sql = self._marks.mark(connection, plan, sql)
         return sql, parameters
+
+    def _on_unseen(self, connection: Connection) -> gaps.OnGap | None:
+        return partial(self._unseen, connection) if self._marks.known else self._on_gap
 
     def _unseen(self, connection: Connection, schema: str | None, table: str, sql: str, reason: str) -> None:
         """A write that capture cannot see into, where there are triggers."""
         if not self._marks.tell(connection, table) and self._on_gap is not None:
             self._on_gap(schema, table, sql, reason)
 
-    def _catch(self, connection: Connection, sql: str, context: Any) -> ctes.Caught | None:
-        caught = ctes.catch(context, sql, partial(self._planned_cte, connection))
-        if caught is not None:
-            buffer_of(connection).plans.append(caught)
-        return caught
+    def _with_ctes(self, connection: Connection, outer: Plan | None, sql: str, context: Any) -> str:
+        caught = ctes.catch(context, sql, outer, partial(self._planned_cte, connection))
+        if (on_gap := self._on_unseen(connection)) is not None:
+            gaps.look(on_gap, sql, context, () if caught is None else caught.plans)
+        if caught is None:
+            return sql
+        buffer_of(connection).plans.append(caught)
+        return caught.sql
 
     def _planned_cte(self, connection: Connection, element: Any) -> Plan | None:
         plan = self._planned(connection, element, many=False)
@@ -134,8 +140,6 @@ class Listener:
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of what runs now; made here where another listener has put another statement in place of ours."""
         if context is None or not (context.isinsert or context.isupdate or context.isdelete):
-            return None
-        if context.current_parameters is not None:  # a sequence or an SQL default of it, asked for beforehand
             return None
         buffer, invoked = buffer_of(connection), context.invoked_statement
         if buffer.plans and buffer.plans[-1].is_of(context):
@@ -177,7 +181,7 @@ class Listener:
 
     def _execute_many(self, dbapi_cursor: Any, sql: str, parameters: Any, context: Any) -> bool | None:
         plans = buffer_of(context.root_connection).plans
-        if not plans or not plans[-1].own or not plans[-1].is_of(context):
+        if not plans or not plans[-1].is_of(context) or not plans[-1].own:
             return None
         if plans[-1].look_before:
             self._execute_each(plans[-1], dbapi_cursor, sql, parameters, context)
@@ -207,12 +211,12 @@ class Listener:
             self._marks.done(connection)
         if not buffer.plans or not buffer.plans[-1].is_of(context):
             return
-        plan = buffer.plans[-1]
-        if isinstance(plan, ctes.Caught):
-            buffer.plans.pop()
-            for one, rows in ctes.take_off(plan, dbapi_cursor):
+        if isinstance(buffer.plans[-1], ctes.Caught):
+            found, dbapi_cursor = ctes.take_off(buffer.plans.pop(), dbapi_cursor)
+            for one, rows in found:
                 self._tell(connection, buffer, one, whole_rows(one, context, rows))
-        elif plan.ride and not plan.own:
+        plan = buffer.plans[-1] if buffer.plans and buffer.plans[-1].is_of(context) else None
+        if plan is not None and plan.ride and not plan.own:
             for rows in ride.take_off(plan, dbapi_cursor, context):
                 self._came_back(connection, buffer, plan, context, rows)
 
@@ -281,7 +285,7 @@ class Listener:
         buffer = buffer_of(connection)
         if buffer.guarded:
             self._marks.done(connection)
-        if buffer.plans and buffer.plans[-1].is_of(execution):
+        while buffer.plans and buffer.plans[-1].is_of(execution):
             plan = buffer.plans.pop()
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)

@@ -65,5 +65,5 @@ class CaptureSettings(Section):
     on_gap: str = setting(
         one_of("warn", "raise", "ignore"),
         "warn",
-        "What a write does that capture cannot see into (text SQL, a data-modifying CTE of another INSERT, UPDATE or DELETE).",
+        "What a write does that capture cannot see into (text SQL, some data-modifying CTEs).",
     )

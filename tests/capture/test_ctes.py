@@ -1,4 +1,4 @@
-"""Data-modifying CTEs under a SELECT, on PostgreSQL: they are captured, and the caller's rows are what they would be."""
+"""Data-modifying CTEs, on PostgreSQL: they are captured, and the caller's rows are what they would be."""
 
 from __future__ import annotations
 
@@ -101,13 +101,41 @@ def test_a_key_that_changes(stage: Stage, old_values: str) -> None:
         assert len(gaps(facts)) == 1
 
 
-def test_what_a_statement_around_it_does_stays_a_reported_gap(hooked: tuple[Stage, list[Fact]]) -> None:
-    """An INSERT from what a CTE has deleted: the INSERT is captured, the DELETE told of."""
+def test_rows_that_move_to_another_table(hooked: tuple[Stage, list[Fact]]) -> None:
+    """An INSERT from what a CTE deletes: both are captured, and the caller's count is that of the INSERT."""
     stage, facts = hooked
-    gone = sa.delete(tags).where(tags.c.id == 5).returning(tags.c.id, tags.c.name).cte()
+    gone = sa.delete(tags).where(tags.c.id > 3).returning(tags.c.id, tags.c.name).cte()
     with stage.engine.begin() as connection:
+        result = connection.execute(sa.insert(seats).from_select(["row", "number"], sa.select(gone.c.name, gone.c.id).where(gone.c.id < 5)))
+        assert result.rowcount == 1
+        assert not result.returns_rows
+    assert sorted(event.type for event in stage.check()[8:]) == ["public.seats.create", "public.tags.delete", "public.tags.delete"]
+    assert gaps(facts) == []
+
+
+def test_an_update_that_returns_rows_around_a_cte(hooked: tuple[Stage, list[Fact]]) -> None:
+    """The caller gets his columns and his count."""
+    stage, facts = hooked
+    gone = sa.delete(items).where(items.c.id < 3).returning(items.c.id).cte()
+    update = sa.update(tags).where(tags.c.id == gone.c.id, tags.c.id == 2).values(name=tags.c.name + "!")
+    with stage.engine.begin() as connection:
+        result = connection.execute(update.returning(tags.c.name, tags.c.id))
+        assert (result.all(), result.rowcount) == ([("t2!", 2)], 1)
+    assert sorted(event.type for event in stage.check()[8:]) == ["public.items.delete", "public.items.delete", "public.tags.update"]
+    assert gaps(facts) == []
+
+
+def test_what_a_statement_around_it_hides_stays_a_reported_gap(stage: Stage) -> None:
+    """An INSERT into a table that is not captured, and returns nothing."""
+    if stage.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has no data-modifying CTEs")
+    facts: list[Fact] = []
+    stage.hook(exclude=["public.seats"]).signals.subscribe(facts.append)
+    with stage.engine.begin() as connection:
+        connection.execute(sa.insert(tags), [{"id": 1, "name": "a"}])
+        gone = sa.delete(tags).returning(tags.c.id, tags.c.name).cte()
         connection.execute(sa.insert(seats).from_select(["row", "number"], sa.select(gone.c.name, gone.c.id)))
-    assert [event.type for event in stage.events()[8:]] == ["public.seats.create"]
+    assert [event.type for event in stage.events()] == ["public.tags.create"]
     assert [fact.table for fact in gaps(facts)] == ["tags"]
 
 
