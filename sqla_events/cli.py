@@ -235,13 +235,18 @@ def _above(broker: Broker, after: int) -> Iterator[Event]:
 @main.command()
 @_configured
 def status(url: str, **options: Any) -> None:
-    """Show how far every consumer group is."""
+    """Show how far every consumer group is: events to do, the age of the oldest, events a second, dead letters."""
     with _broker(url, **options) as broker:
         stats = broker.stats()
-    rows = [(s.group, s.partition, s.lag, f"{s.lag_seconds:.1f}", s.dead, s.owner or "-") for s in stats]
-    _table(("group", "partition", "lag events", "lag seconds", "dead", "owner"), rows)
+    _table(("group", "partition", "lag events", "lag seconds", "rate", "retrying", "dead", "owner"), list(map(_status, stats)))
     for group, name in sorted({(part.group, name) for part in stats for name in part.paused}):
         click.echo(f"paused: {name} of group {group}")
+
+
+def _status(part: Any) -> tuple[Any, ...]:
+    number = part.partition if part.partitions == 1 else f"{part.partition} of {part.partitions}"
+    numbers = (part.lag, f"{part.lag_seconds:.1f}", f"{part.rate:.1f}", part.retrying, part.dead)
+    return (part.group, number, *numbers, part.owner or "-")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

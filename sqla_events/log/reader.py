@@ -23,18 +23,18 @@ from ..retry import FOREVER
 from ..schema import Tables
 from ..signals import Leased, Signals, logger
 from . import leases
-from .delivery import NEVER, NO_ATTEMPTS, NOBODY, LogDelivery
+from .again import Again
+from .delivery import LogDelivery
 from .leases import Progress
 from .ledger import Ledger
 from .outcomes import Outcomes
 from .pace import Pace
 from .reading import Reading, Share
-from .replays import Replayed, mark_of
 from .retention import prune
 from .rows import Row
 from .settings import ReaderSettings
 from .spread import Spread, Won, spread
-from .troubles import Past, attempts_of, buried_of, due_of, redriven, troubles_within
+from .troubles import Past, attempts_of, buried_of, due_of, troubles_within
 from .wanted import Wanted, wanted_by
 
 COMMIT_SECONDS = 0.2
@@ -44,7 +44,6 @@ URGENT = 10_000
 """So many missing numbers that are read every time are worth a commit now, which gives them a horizon."""
 DEAF_LEASES = 10
 """For so many times the lease a claim is not heard after one that could not be met: what is in hand takes long."""
-REDRIVE_SECONDS = 1.0
 PRUNE_SECONDS = 3600.0
 """Between looks for batches that are too old to be of interest."""
 ROOM_SECONDS = 0.01
@@ -75,7 +74,8 @@ class Reader:
         self._outcomes = Outcomes({})
         share = Share(settings.partition, settings.partitions)
         self._reading = Reading(tables, database.dialect, database.driver, share, settings.patterns)
-        self._reading_all = Reading(tables, database.dialect, database.driver, share)
+        everything = Reading(tables, database.dialect, database.driver, share)
+        self._again = Again(self, held, tables, settings.group, everything)
         self._wanted = wanted_by(settings.patterns)
         self._skipped = False
         """Whether the last read found nothing but what nobody here wants."""
@@ -89,7 +89,6 @@ class Reader:
         self._room = asyncio.Event()
         self._committed_at = 0.0
         self._pruned_at = -PRUNE_SECONDS
-        self._redriven_at = 0.0
         self._started = now()
         self._failures = held.failures
         self._last: tuple[int, str] | None = None
@@ -137,7 +136,8 @@ class Reader:
         return self._claimed and self._ended is None
 
     async def _next(self) -> Sequence[LogDelivery]:
-        again = await self._read_redriven() if time.monotonic() >= self._redriven_at else []
+        limit = max(1, min(self._settings.batch_size, self._settings.prefetch - self._in_hand))
+        again = await self._again.read(self._outcomes, limit)
         fresh = await self._read()
         if (fresh or again) and time.monotonic() > self._valid_until:
             await self.commit()  # we may have been paused beyond the lease: renew it, or learn that it is gone
@@ -190,29 +190,6 @@ class Reader:
         if past is None:
             return LogDelivery(self, row)
         return LogDelivery(self, row, attempts_of(past), buried_of(past), due=due_of(past))
-
-    async def _read_redriven(self) -> list[LogDelivery]:
-        """Dead letters that are redriven, and events that are replayed; a full page is followed by the next one at once."""
-        self._redriven_at = time.monotonic() + REDRIVE_SECONDS
-        besides = self._outcomes.not_again()
-        limit = max(1, min(self._settings.batch_size, self._settings.prefetch - self._in_hand))
-        waiting = await self._held.run(redriven, self._tables, self._settings.group, besides, limit)
-        if not waiting:
-            return []
-        rows = await self._held.run(self._reading_all.by_seq, [one[0] for one in waiting])
-        deliveries = [self._again(rows[one[0]], *one[1:]) for one in waiting if one[0] in rows]
-        self._outcomes.redriven.update((one.row.seq, one.only or "") for one in deliveries)
-        if deliveries and len(waiting) == limit:
-            self._redriven_at = 0.0
-        return deliveries
-
-    def _again(self, row: Row, subscription: str, attempts: int, due: float | None, error: str | None) -> LogDelivery:
-        known = {subscription: attempts} if attempts or due else NO_ATTEMPTS
-        waits = NEVER if due is None else {subscription: due}
-        mark = mark_of(error)
-        if mark is None:
-            return LogDelivery(self, row, known, NOBODY, subscription, waits)
-        return Replayed(self, row, known, NOBODY, subscription, waits, mark)
 
     async def _resume(self) -> None:
         """After the connection was lost: nothing is known about the server's transactions, and it may be another server.

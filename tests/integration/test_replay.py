@@ -15,7 +15,8 @@ from sqla_events import Config, ConfigError, Event, EventError, install_crud_hoo
 from sqla_events.broker import Broker
 from tests.integration.shop import Inbox, eventually
 
-SETTINGS: dict[str, Any] = {"retry_policy": {"max_retries": 1, "initial_delay": 0.01}, "poll_interval": 0.05, "lease": 2}
+SETTINGS: dict[str, Any] = {"retry_policy": {"max_retries": 1, "initial_delay": 0.01}, "poll_interval": 0.05, "lease": 2, "worker_count": 1}
+"""One worker: events of different rows come in the order of the log too."""
 Make = Callable[..., Broker]
 
 
