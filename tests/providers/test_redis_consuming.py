@@ -71,6 +71,43 @@ def events_of(found: list[Event]) -> list[Event]:
     return sorted(found, key=lambda event: event.payload)
 
 
+async def test_entries_whose_answer_was_lost(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server counts them as delivered; they come all the same, before what is new, and once."""
+    run, reads = Link.run, 0
+
+    async def run_and_lose(link: Link, script: Script, keys: Any, arguments: Any) -> Any:
+        nonlocal reads
+        answer = await run(link, script, keys, arguments)
+        if script is redis_consuming.TAKE and answer[0]:
+            reads += 1
+            if reads % 3:
+                raise ProviderUnavailable("the answer was lost")
+        return answer
+
+    async with opened(transport(redis)) as provider, consuming(provider, prefetch=7) as stream:
+        monkeypatch.setattr(Link, "run", run_and_lose)
+        for start in range(0, 30, 10):
+            await publish(provider, *events(10, start))
+            await stream.take(start + 5)
+        await stream.take(30)
+        assert [event.payload for event in stream.events] == list(range(30))
+    assert reads > 9
+
+
+async def test_a_lease_that_a_server_gives_out_again(redis: RedisServer, client: Redis) -> None:
+    """It went back to before our lease, and another consumer has the same epoch: the owner tells them apart."""
+    async with opened(transport(redis, lease=30)) as provider, consuming(provider, hold) as stream:
+        await publish(provider, *events(2))
+        await stream.take(2)
+        leases = "{sqla-events}:leases:group"
+        owner = await client.hget(leases, "0:owner")
+        await client.hset(leases, "0:owner", "another")
+        stream.deliveries[0].ack()
+        await until(lambda: "sqla-events-redis-group-0" not in {task.get_name() for task in asyncio.all_tasks()})
+        assert (await client.xpending("sqla-events", "group"))["pending"] == 2
+        assert owner != await client.hget(leases, "0:owner")
+
+
 async def test_partitions_are_spread_evenly(redis: RedisServer, client: Redis) -> None:
     """Who joins gets a share, who leaves gives it to the others; nothing is lost or swapped meanwhile."""
     setup = transport(redis, partitions=4)
@@ -160,7 +197,7 @@ async def test_entries_of_other_programs(redis: RedisServer, client: Redis) -> N
         message = message_of(event)
         await client.xadd("sqla-events", {"body": message.body, "more": "x", "type": message.type})
         await client.xadd("sqla-events", {"temperature": "21"})
-        await client.xadd("sqla-events", {"type": "a.b.create", "lane": "", "body": "{", "headers": "none"})
+        await client.xadd("sqla-events", {"type": "a.b.create", "lane": b"\xff", "body": "{", "headers": '"sqla-only" no JSON'})
         good, bare, broken = await stream.take(3)
         assert (good.event().id, good.lane) == (event.id, "")
         assert (bare.type, broken.type) == ("", "a.b.create")

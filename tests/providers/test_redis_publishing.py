@@ -63,6 +63,16 @@ async def test_a_new_epoch_publishes_what_is_missing(redis: RedisServer, client:
     assert await payloads(client) == list(range(20))
 
 
+async def test_the_newest_event_is_remembered(redis: RedisServer) -> None:
+    """Not the last one: a straggler has a lower number, and would not show that the log was set back since."""
+    async with opened(transport(redis)) as provider:
+        first, *rest = events(10)
+        await provider.publish(relayed(rest, 10))
+        await provider.publish(relayed([first], 1))
+        kept = await provider.resume(relayed([], 10))
+        assert (kept.seq, kept.id) == (10, str(rest[-1].id))
+
+
 async def test_a_relay_of_another_split_is_over(redis: RedisServer) -> None:
     """When the number of a group's relays has changed, those of the old number are refused, whatever they ask."""
     async with opened(transport(redis)) as old, opened(transport(redis)) as new:

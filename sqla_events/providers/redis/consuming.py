@@ -26,7 +26,7 @@ from ...provider import Failure, Interest, only_header, only_of
 from ...retry import until_available
 from ...signals import Leased, Signals, Unavailable, logger
 from .delivery import RedisDelivery, headers_of
-from .keys import Keys
+from .keys import Keys, order
 from .link import Link, script
 from .outcomes import Outcomes, known
 
@@ -166,6 +166,20 @@ class Share:
         return read, found
 
     async def _take(self, count: int) -> tuple[int, list[RedisDelivery]]:
+        try:
+            read, last, gone, parts = await self._read(count)
+        except ProviderUnavailable:
+            if self._after == NEW:  # what was read and did not reach us is ours in the server, and comes before what is new
+                self._after = self._last
+            raise
+        if gone:
+            _tell_gone(self._group, gone)
+        if read:
+            self._last = max(self._last, last, key=order)
+            self._after = NEW if self._after == NEW else last
+        return read, self._deliveries(parts)
+
+    async def _read(self, count: int) -> tuple[int, bytes, int, list[bytes]]:
         asked = time.monotonic()
         arguments = (*self._fence, count, self._after, *self._choice)
         answer = await self._link.run(TAKE, [self._leases, self._stream], arguments)
@@ -174,19 +188,13 @@ class Share:
         if time.monotonic() > asked + self._part.lease:
             await self._write([""])  # we were paused: whose these are now is for the server to say
         read, last, gone, parts = answer
-        if gone:
-            _tell_gone(self._group, gone)
-        if read and self._after == NEW:
-            self._last = last
-        elif read:
-            self._after = last
-        return read, self._deliveries(parts)
+        return read, last, gone, parts
 
     def _deliveries(self, parts: list[bytes]) -> list[RedisDelivery]:
         found = []
         for at in range(0, len(parts), 5):
             entry, kind, lane, headers, body = parts[at : at + 5]
-            delivery = RedisDelivery(self, entry, _text(kind), lane.decode(), headers, body)
+            delivery = RedisDelivery(self, entry, _text(kind), lane.decode("utf-8", "replace"), headers, body)
             if headers:
                 delivery.only = only_of(headers_of(headers), self._group)
             delivery.attempts, delivery.buried, delivery.due = self._outcomes.past(entry)
@@ -364,4 +372,4 @@ def _wanting(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 @lru_cache(maxsize=4096)
 def _text(kind: bytes) -> str:
-    return kind.decode()
+    return kind.decode("utf-8", "replace")

@@ -11,7 +11,7 @@ from ...provider import ONLY, Message
 from ...signals import logger
 from ...wire import unpacked
 from .delivery import headers_of
-from .keys import Keys
+from .keys import Keys, order
 from .letters import Fields, entry_id
 from .link import Link
 
@@ -36,8 +36,8 @@ async def history(
     while left:
         pages = [await link.call("xrange", stream, after, end, PAGE) for stream, after, end in left]
         full = [page[-1][0] for page in pages if len(page) == PAGE]
-        bound = min(full, key=_order, default=None)  # what lies beyond may have something older before it, not yet read
-        entries = [one for page in pages for one in page if bound is None or _order(one[0]) <= _order(bound)]
+        bound = min(full, key=order, default=None)  # what lies beyond may have something older before it, not yet read
+        entries = [one for page in pages for one in page if bound is None or order(one[0]) <= order(bound)]
         messages = [message for one in sorted(entries, key=_time) if (message := _message(one)) is not None]
         if messages:
             yield messages
@@ -51,13 +51,8 @@ async def _newest(link: Link, stream: str) -> str | None:
     return entries[0][0].decode() if entries else None
 
 
-def _order(entry: bytes) -> tuple[int, int]:
-    milliseconds, _, number = entry.partition(b"-")
-    return int(milliseconds), int(number)
-
-
 def _time(one: Entry) -> tuple[int, int]:
-    return _order(one[0])
+    return order(one[0])
 
 
 def _message(one: Entry) -> Message | None:

@@ -9,6 +9,12 @@ from zlib import crc32
 from ...errors import ConfigError
 
 
+def order(entry: bytes) -> tuple[int, int]:
+    """What ids of entries are sorted by."""
+    milliseconds, _, number = entry.partition(b"-")
+    return int(milliseconds), int(number)
+
+
 @dataclass(frozen=True)
 class Keys:
     """The keys of one stream, which is split into ``partitions``.

@@ -11,7 +11,8 @@ local function renew()
 end
 
 local function holds()  -- whether this consumer still has its lease, which is renewed then
-  if call('HGET', KEYS[1], PARTITION .. ':epoch') ~= EPOCH then
+  local lease = call('HMGET', KEYS[1], PARTITION .. ':owner', PARTITION .. ':epoch')
+  if lease[1] ~= OWNER or lease[2] ~= EPOCH then  -- the owner too: a server that goes back gives epochs out again
     return false
   end
   renew()

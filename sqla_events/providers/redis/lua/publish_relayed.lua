@@ -7,7 +7,7 @@ if redis.call('HGET', KEYS[1], 'partitions') ~= ARGV[1] or known[1] ~= ARGV[2] o
 end
 append(3, 8)
 redis.call('HSET', KEYS[2], 'number', tonumber(ARGV[3]) + 1, 'position', ARGV[4], 'batch', ARGV[5])
-if ARGV[7] ~= '' then
+if ARGV[7] ~= '' and tonumber(ARGV[6]) > tonumber(redis.call('HGET', KEYS[2], 'seq') or 0) then
   redis.call('HSET', KEYS[2], 'seq', ARGV[6], 'id', ARGV[7])
 end
 return 'stored'

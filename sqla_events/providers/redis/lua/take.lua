@@ -21,7 +21,11 @@ end
 
 local function for_us(kind, headers)
   if headers ~= '' and string.find(headers, '"sqla-only"', 1, true) then
-    return string.sub(cjson.decode(headers)['sqla-only'], 1, #ADDRESS) == ADDRESS
+    local readable, found = pcall(cjson.decode, headers)
+    local only = readable and type(found) == 'table' and found['sqla-only']
+    if type(only) == 'string' then
+      return string.sub(only, 1, #ADDRESS) == ADDRESS
+    end
   end
   return wanted(kind)
 end
