@@ -64,7 +64,7 @@ async def test_nodes_that_are_killed_mid_stream(cluster: NatsCluster, provided: 
                 await patiently(lambda given=given: one.publish(given), ProviderUnavailable)
 
         publishing = asyncio.create_task(relay())
-        for share in (0.1, 0.4, 0.7):
+        for share in (0.2, 0.6):
             await stream.take(int(len(sent) * share))
             victim = await leader(one, cluster)
             victim.kill()

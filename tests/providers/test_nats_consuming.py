@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -189,24 +190,59 @@ async def test_the_second_consumer_waits_for_the_first(nats: NatsServer) -> None
             assert lanes(first.events) == lanes(sent)
 
 
+async def owners(one: NatsProvider) -> dict[str, int]:
+    """How many leases each consumer has."""
+    leases = await one._bucket.many(await one._bucket.keys("lease.>"))
+    return dict(Counter(lease["owner"].rpartition("-")[0] for lease in leases.values()))
+
+
 async def test_partitions_are_shared_by_processes(nats: NatsServer) -> None:
-    """Each row belongs to one of them; one process takes over all when the other ends."""
-    sent = events(200, rows=40)
-    async with opened(nats, partitions=2) as a, opened(nats, partitions=2) as b:
-        leases = [await a._lease(Interest("group", ("*",), "x", 1), number).taken() for number in range(2)]
-        async with consuming(a, consumer="a") as first, consuming(b, consumer="b") as second:
-            await asyncio.gather(*(lease.release() for lease in leases))  # both wait now, and both get one in most runs
-            await publish(a, *sent[:100])
-            await eventually(lambda: len(first.deliveries) + len(second.deliveries) == 100)
-            rows = [{event.key for event in stream.events} for stream in (first, second)]
-            assert not rows[0] & rows[1]
+    """Who comes later gets its share as soon as what is in hand is settled; one takes over all when the other ends. Each
+    row's events are in order all the time, and each comes once."""
+    sent = events(600, rows=40)
+    async with opened(nats, partitions=4) as a, opened(nats, partitions=4) as b, consuming(a, consumer="a") as first:
+        await publish(a, *sent[:100])
+        await first.take(100)
+        assert await owners(a) == {"a": 4}
+        async with consuming(b, consumer="b") as second:
+            await eventually(lambda: shares(a, {"a": 2, "b": 2}))
+            await publish(a, *sent[100:300])
+            await eventually(lambda: len(first.deliveries) + len(second.deliveries) == 300)
+            assert not {one.key for one in first.events[100:]} & {one.key for one in second.events}
+            assert second.events
             await first.close()
-            await publish(a, *sent[100:])
-            await eventually(lambda: len(first.deliveries) + len(second.deliveries) == 200)
+            await publish(a, *sent[300:])
+            await eventually(lambda: len(first.deliveries) + len(second.deliveries) == 600)
+            assert await owners(a) == {"b": 4}
             together = sorted([*first.events, *second.events], key=lambda event: event.payload)
-            assert [event.payload for event in together] == list(range(200))
+            assert [event.payload for event in together] == list(range(600))
             for stream in (first, second):
                 assert all(numbers == sorted(numbers) for numbers in lanes(stream.events).values())
+
+
+async def shares(one: NatsProvider, wanted: dict[str, int]) -> bool:
+    return await owners(one) == wanted
+
+
+async def test_a_partition_with_work_in_hand_stays(nats: NatsServer) -> None:
+    """It is claimed, nothing new is handed out for a lease, then the claim is refused and it goes on."""
+    async with opened(nats, partitions=2) as a, opened(nats, partitions=2) as b, consuming(a, hold, consumer="a") as first:
+        await publish(a, *events(40, rows=40))
+        await first.take(40)
+        async with consuming(b, consumer="b") as second:
+
+            async def refused() -> bool:
+                leases = await a._bucket.many(await a._bucket.keys("lease.>"))
+                claims.append(any(lease["claimant"] for lease in leases.values()))
+                return True in claims and not claims[-1]
+
+            claims: list[bool] = []
+            await eventually(refused)
+            await publish(a, *events(40, 40, rows=40))
+            await first.take(80)
+            assert second.deliveries == []
+            for delivery in first.deliveries:
+                delivery.ack()
 
 
 async def test_another_number_of_partitions_is_an_error(nats: NatsServer) -> None:

@@ -26,7 +26,7 @@ from .connection import Connection
 from .delivery import NatsDelivery
 from .history import history
 from .jetstream import Bucket, Conflict, JetStream
-from .lease import Lease
+from .lease import Lease, Share
 from .letters import NatsDeadLetters
 from .publisher import Publisher
 from .puller import Puller, Pulling
@@ -83,7 +83,9 @@ class NatsProvider:
 
     async def consume(self, interest: Interest) -> AsyncGenerator[Sequence[NatsDelivery], None]:
         """Deliver by durable consumers, one for each partition of the group, each read by whoever holds its lease."""
-        streams = [self._partition(interest, number) for number in range(self._config.partitions)]
+        keys = [f"lease.{self._durable(interest.group, number)}" for number in range(self._config.partitions)]
+        among = Share(self._bucket, f"{interest.consumer}-{secrets.token_hex(4)}", keys)
+        streams = [self._partition(interest, among, number) for number in range(self._config.partitions)]
         async with aclosing(merged(streams)) as stream:
             async for batch in stream:
                 yield batch
@@ -103,10 +105,13 @@ class NatsProvider:
 
     # One partition -----------------------------------------------------------------------------------------------
 
-    async def _partition(self, interest: Interest, number: int) -> AsyncGenerator[Sequence[NatsDelivery], None]:
-        """One lease after the other: whoever lost it waits for it again."""
+    async def _partition(
+        self, interest: Interest, among: Share, number: int
+    ) -> AsyncGenerator[Sequence[NatsDelivery], None]:
+        """One lease after the other: whoever lost it, or gave it up, waits for it again."""
         while True:
-            lease = await self._lease(interest, number).taken()
+            about = Leased(interest.group, number, 0, held=True)
+            lease = await Lease(among, among.keys[number], self._config.lease, about, self._context.signals).taken()
             try:
                 await self._check_partitions(interest.group)
                 puller = Puller(self._jetstream, self._bucket, self.dead_letters, lease, self._pulling(interest, number))
@@ -117,12 +122,6 @@ class NatsProvider:
                 logger.warning("%s; waiting for the lease", error)
             finally:
                 await lease.release()
-
-    def _lease(self, interest: Interest, number: int) -> Lease:
-        key = f"lease.{self._durable(interest.group, number)}"
-        owner = f"{interest.consumer}-{secrets.token_hex(4)}"
-        about = Leased(interest.group, number, 0, held=True)
-        return Lease(self._bucket, key, owner, self._config.lease, about, self._context.signals)
 
     async def _check_partitions(self, group: str) -> None:
         """A group's events must not be split in two ways at the same time.

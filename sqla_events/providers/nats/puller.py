@@ -106,7 +106,7 @@ class Puller:
     # Handing out -------------------------------------------------------------------------------------------------
 
     async def batches(self) -> AsyncGenerator[Sequence[NatsDelivery], None]:
-        """What the group has not settled, oldest first, for ever.
+        """What the group has not settled, oldest first, until another claims the lease and nothing is out.
 
         :raises LeaseLost: when another has the lease.
         """
@@ -115,6 +115,8 @@ class Puller:
             await self._patiently(self._begin)
             while True:
                 await self._patiently(self._lease.check)
+                if self._lease.claimed and len(self._in_hand) == len(self._ready):
+                    return
                 if batch := self._handed_out():
                     yield batch
                 else:
@@ -137,15 +139,17 @@ class Puller:
                 await asyncio.sleep(delay)
 
     def _handed_out(self) -> list[NatsDelivery]:
-        """As many as may be out, unless some before them are missing."""
+        """As many as may be out, unless some before them are missing, or another is to have what follows."""
         room = self._what.limit - (len(self._in_hand) - len(self._ready))
-        if not self._next or room <= 0:
+        if not self._next or room <= 0 or self._lease.claimed:
             return []
         return [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
 
     async def _receive(self) -> None:
         """Wait for what comes next: messages, or room for them."""
-        if self._inbox is None or not self._inbox.usable:
+        if self._lease.claimed:
+            await self._wait_for_room()
+        elif self._inbox is None or not self._inbox.usable:
             await self._begin()
         elif self._generation != self._connection.generation:
             self._generation = self._connection.generation

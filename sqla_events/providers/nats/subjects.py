@@ -97,11 +97,3 @@ def token(name: str) -> str:
     """Any text as one token of a subject, and as the name of a consumer: ``app.mail`` is ``app=2Email``."""
     return _PLAIN.sub(lambda match: "".join(f"={byte:02X}" for byte in match[0].encode()), name) or "="
 
-
-def untoken(text: str) -> str:
-    """The text that :func:`token` made a token of."""
-    return bytes.fromhex("".join(part[1:] if part[0] == "=" else part.encode().hex() for part in _parts(text))).decode()
-
-
-def _parts(text: str) -> list[str]:
-    return re.findall(r"=[0-9A-F]{2}|[^=]", text)
