@@ -1,6 +1,6 @@
 """The relay: from the log to a provider that is a transport of its own. A consumer group of the log for each provider.
 
-    lease -> read -> wire form -> publish -> settle -> commit         the next two overlap this publish
+    lease -> read -> wire form -> publish -> settle -> commit    the next wire forms and the read after them overlap this
 
 One batch at a time is with the transport: a second one behind it would be stored although the first one failed, and the
 events of one row would change places.
@@ -121,7 +121,7 @@ class Relay:
     async def _relay(self, reader: Reader) -> None:
         if self._provider.features.keeps_position:
             await self._agree(reader)
-        stream = reader.batches()
+        stream = _ahead(reader.batches())
         coming = asyncio.ensure_future(self._next(stream))
         try:
             while (work := await self._unless_stopped(reader, coming)) is not None:
@@ -247,6 +247,21 @@ def _message(delivery: LogDelivery) -> Message:
     """What was rejected once counts as done in every position since; redriven, it must not be taken for published."""
     message = delivery.row.to_message()
     return message if delivery.only is None else msgspec.structs.replace(message, seq=None)
+
+
+async def _ahead(batches: AsyncGenerator[Sequence[LogDelivery], None]) -> AsyncGenerator[Sequence[LogDelivery], None]:
+    """The same batches; while one gets its wire form, the database works on the next."""
+    coming = asyncio.ensure_future(anext(batches))
+    try:
+        while True:
+            try:
+                batch = await coming
+            except StopAsyncIteration:
+                return
+            coming = asyncio.ensure_future(anext(batches))
+            yield batch
+    finally:
+        await _ended(coming, batches)
 
 
 async def _ended(
