@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from sqla_events.errors import ConfigError, LeaseLost, ProviderUnavailable
 from sqla_events.provider import Interest
+from sqla_events.providers.redis import publishing
 from sqla_events.providers.redis.keys import Keys
 from sqla_events.providers.redis.link import Link, Script
 from sqla_events.testing.transport import consuming, opened, publish
@@ -60,6 +61,30 @@ async def test_a_new_epoch_publishes_what_is_missing(redis: RedisServer, client:
             await old.publish(relayed(sent[10:20], 20, epoch=1))
         await newer.publish(relayed(sent[:2], 2, epoch=3))
         await newer.publish(relayed(sent[2:20], 20, epoch=3))
+    assert await payloads(client) == list(range(20))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+async def test_a_new_epoch_whose_first_batch_fails(
+    redis: RedisServer, client: Redis, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    """Before the server has it, or after: what the old epoch had published is still known when it is tried again."""
+    run, failing = Link.run, [True]
+
+    async def run_and_fail(link: Link, script: Script, keys: Any, arguments: Any) -> Any:
+        fails = script is publishing.RELAYED and failing and failing.pop()
+        answer = await run(link, script, keys, arguments) if stored or not fails else None
+        if fails:
+            raise ProviderUnavailable("down")
+        return answer
+
+    sent = events(20)
+    async with opened(transport(redis)) as old, opened(transport(redis)) as new:
+        await old.publish(relayed(sent[:10], 10, epoch=1))
+        monkeypatch.setattr(Link, "run", run_and_fail)
+        with pytest.raises(ProviderUnavailable):
+            await new.publish(relayed(sent[:20], 20, epoch=2))
+        await new.publish(relayed(sent[:20], 20, epoch=2))
     assert await payloads(client) == list(range(20))
 
 

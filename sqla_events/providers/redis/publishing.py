@@ -88,13 +88,18 @@ class Publishing:
         name = _batch_name(batch.messages)
         if name and (batch.position, name) == (place.position, place.batch):
             return  # the same batch again
-        messages, position = batch.messages, batch.position
-        if place.ahead is not None:
-            messages, position = _joined(place, batch)
-        if messages:
-            await self._store(batch, place, messages, position, name)
+        if place.ahead is None:
+            await self._store(batch, place, batch.messages, batch.position, name)
+            return
+        ahead, own = place.ahead, Position.from_text(batch.position)
+        missing = [one for one in batch.messages if one.seq is None or not ahead.done(one.seq)]
+        await self._store(batch, place, missing, ahead.also(own).text, name)
+        if not ahead.beyond(own):
+            place.ahead = None  # only now: an attempt that failed must find it again
 
     async def _store(self, batch: Batch, place: Place, messages: Sequence[Message], position: str, name: str) -> None:
+        if not messages:
+            return
         last = max(messages, key=_seq)
         arguments = [batch.partitions, batch.epoch, place.number, position, name, _seq(last), last.id if last.seq else ""]
         keys = await self._layout.keys()
@@ -143,16 +148,6 @@ def _fields(messages: Sequence[Message]) -> list[str | bytes | int]:
         headers = msgspec.json.encode(message.headers) if message.headers else b""
         parts += (message.type, message.lane, headers, message.body)
     return parts
-
-
-def _joined(place: Place, batch: Batch) -> tuple[Sequence[Message], str]:
-    """What of a batch was not stored in an earlier epoch, and the position that says all that is stored."""
-    assert place.ahead is not None
-    ahead, own = place.ahead, Position.from_text(batch.position)
-    if not ahead.beyond(own):
-        place.ahead = None
-    messages = [one for one in batch.messages if one.seq is None or not ahead.done(one.seq)]
-    return messages, ahead.also(own).text
 
 
 def _name(batch: Batch) -> tuple[str, int, int]:
