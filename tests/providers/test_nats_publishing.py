@@ -126,6 +126,15 @@ async def test_the_same_batch_again_is_nothing(nats: NatsServer) -> None:
         assert await stored_ids(one) == ids(sent)
 
 
+async def test_another_batch_at_the_same_position_is_published(nats: NatsServer) -> None:
+    """What a relay had given up on and is redriven does not change the position."""
+    sent, redriven = messages(10), messages(1, 5)
+    async with opened(nats, **SHORT) as one:
+        await one.publish(batch(sent))
+        await one.publish(batch(redriven, high=10))
+        assert await stored_ids(one) == [*ids(sent), *ids(redriven)]
+
+
 # Relays that follow each other --------------------------------------------------------------------------------------
 
 
@@ -229,6 +238,22 @@ async def test_a_stream_that_was_made_anew_is_filled(nats: NatsServer, caplog: p
         await one.publish(batch(sent[10:]))
         assert await stored_ids(one) == ids(sent[10:])
         assert "lost some that it had acknowledged" in caplog.text
+
+
+async def test_a_stream_that_is_gone_is_unavailable(nats: NatsServer) -> None:
+    """Until somebody makes it again; nothing else comes out of any call."""
+    async with opened(nats) as one:
+        await one.publish(batch(messages(2)))
+        for name in (STREAM, f"{STREAM}_DEAD"):
+            await one._jetstream.call(f"STREAM.DELETE.{name}")
+        with pytest.raises(ProviderUnavailable):
+            await one.publish(batch(messages(2, 3)))
+        with pytest.raises(ProviderUnavailable):
+            await one.publish(Batch(messages(2)))
+        with pytest.raises(ProviderUnavailable, match="stream not found"):
+            await anext(one.history())
+        with pytest.raises(ProviderUnavailable, match="stream not found"):
+            await one.dead_letters.list()
 
 
 # Streams that refuse ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from ...errors import EventError, ProviderUnavailable
@@ -17,7 +17,7 @@ from ...provider import Message
 from ...wire import unpacked
 from .connection import ANSWER_SECONDS, Connection, Inbox, Out
 from .delivery import own_headers
-from .jetstream import JetStream, Refused
+from .jetstream import JetStream
 from .puller import numbers
 from .streams import nanoseconds
 
@@ -76,17 +76,12 @@ def _start(since: dt.datetime | None, position: str | None) -> dict[str, Any]:
 async def _consumer(jetstream: JetStream, stream: str, start: dict[str, Any]) -> str:
     definition = {"ack_policy": "none", "replay_policy": "instant", "inactive_threshold": nanoseconds(IDLE_SECONDS), **start}
     request = {"stream_name": stream, "config": definition}
-    try:
-        return str((await jetstream.call(f"CONSUMER.CREATE.{stream}", request))["name"])
-    except Refused as error:
-        raise ProviderUnavailable(f"stream {stream!r} cannot be read: {error}") from error
+    return str((await jetstream.need(f"CONSUMER.CREATE.{stream}", request))["name"])
 
 
 async def _forget(jetstream: JetStream, stream: str, name: str) -> None:
-    try:
-        await jetstream.call(f"CONSUMER.DELETE.{stream}.{name}")
-    except (Refused, ProviderUnavailable):
-        return  # the server does after a minute
+    with suppress(ProviderUnavailable):  # the server does after a minute
+        await jetstream.need(f"CONSUMER.DELETE.{stream}.{name}")
 
 
 async def _page(connection: Connection, subject: str, inbox: Inbox) -> list[Any]:

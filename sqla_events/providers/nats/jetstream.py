@@ -77,9 +77,19 @@ class JetStream:
         answer = await self.connection.ask(subject, body, dict(headers) if headers else None)
         return stored(answer.data)
 
-    async def info(self, stream: str) -> dict[str, Any]:
-        """Configuration and state of a stream, from its leader."""
-        return await self.call(f"STREAM.INFO.{stream}")
+    async def need(self, verb: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The same, of something that should be there.
+
+        :raises ProviderUnavailable: with the server's reason, too.
+        """
+        try:
+            return await self.call(verb, request)
+        except Refused as error:
+            raise ProviderUnavailable(f"{verb}: {error}") from error
+
+    async def info(self, stream: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Configuration and state of a stream that should be there, from its leader."""
+        return await self.need(f"STREAM.INFO.{stream}", request)
 
     async def get(self, stream: str, **which: Any) -> Kept | None:
         """One message, from the leader: ``seq=``, ``last_by_subj=``, or ``seq=`` and ``next_by_subj=``."""
@@ -88,7 +98,7 @@ class JetStream:
         except Refused as error:
             if error.number == NO_MESSAGE:
                 return None
-            raise
+            raise ProviderUnavailable(f"stream {stream!r} cannot be read: {error}") from error
         return Kept(
             message["seq"],
             message["subject"],
@@ -164,7 +174,7 @@ class Bucket:
     async def keys(self, filter_: str) -> list[str]:
         """The keys that match a filter."""
         request = {"subjects_filter": self._prefix + filter_}
-        state = (await self._jetstream.call(f"STREAM.INFO.{self.stream}", request))["state"]
+        state = (await self._jetstream.info(self.stream, request))["state"]
         return [subject.removeprefix(self._prefix) for subject in state.get("subjects") or ()]
 
     async def many(self, keys: Sequence[str]) -> dict[str, Any]:
@@ -178,7 +188,7 @@ class Bucket:
 
     async def drop(self, key: str) -> None:
         """Forget a key."""
-        await self._jetstream.call(f"STREAM.PURGE.{self.stream}", {"filter": self._prefix + key})
+        await self._jetstream.need(f"STREAM.PURGE.{self.stream}", {"filter": self._prefix + key})
 
 
 def _accepted(answer: dict[str, Any]) -> dict[str, Any]:

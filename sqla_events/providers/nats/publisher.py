@@ -70,7 +70,8 @@ class Chain:
     """Ids, and numbers in the log, of messages that the stream has and that may still be given to us."""
     position: str = ""
     reached: int = 0
-    """Of the last batch, and where the stream ended with it."""
+    """Of the last batch, where the stream ended with it, and the ids of its messages."""
+    batch: list[str] = field(default_factory=list)
     marked_at: float = 0.0
 
     def note(self, headers: Mapping[str, str]) -> None:
@@ -79,14 +80,19 @@ class Chain:
         if tag == self.tag:
             self.there[headers["Nats-Msg-Id"]] = int(seq or 0)
 
-    def settled(self, batch: Batch) -> None:
+    def has(self, batch: Batch) -> bool:
+        """Whether this very batch was the last one. The position alone does not say it: redriven events do not change it."""
+        return batch.position == self.position and [one.id for one in batch.messages] == self.batch
+
+    def settled(self, batch: Batch, reached: int) -> None:
         """A batch is in the stream: what its position includes is never given to us again."""
-        self.position = batch.position
+        self.position, self.reached = batch.position, reached
+        self.batch = [one.id for one in batch.messages]
         if self.there and batch.position:
             done = position_of(batch.position).done
             self.there = {one: seq for one, seq in self.there.items() if not done(seq)}
-        for message in batch.messages:
-            self.there.pop(message.id, None)
+        for one in self.batch:
+            self.there.pop(one, None)
 
 
 class Publisher:
@@ -145,12 +151,11 @@ class Publisher:
 
     async def _publish_chained(self, batch: Batch) -> None:
         chain = await self._chain(batch)
-        if batch.position and batch.position == chain.position:
-            return  # this very batch, once more
+        if chain.has(batch):
+            return
         await self._mark(chain)
         await self._append(chain, batch.messages)
-        chain.settled(batch)
-        chain.reached = self._end or 0
+        chain.settled(batch, self._end or 0)
 
     async def _append(self, chain: Chain, messages: Sequence[Message]) -> None:
         left, most, vain = list(messages), WINDOW, 0

@@ -189,10 +189,7 @@ class Puller:
                 return
             wanted = {**filterless, **wanted}
         request = {"stream_name": what.stream, "config": wanted}
-        try:
-            await self._jetstream.call(f"CONSUMER.DURABLE.CREATE.{what.stream}.{what.durable}", request)
-        except Refused as error:
-            raise ProviderUnavailable(f"consumer {what.durable!r} of stream {what.stream!r} cannot be made: {error}") from error
+        await self._jetstream.need(f"CONSUMER.DURABLE.CREATE.{what.stream}.{what.durable}", request)
 
     async def _there(self) -> dict[str, Any] | None:
         """The definition of the durable consumer, if there is one."""
@@ -205,10 +202,15 @@ class Puller:
 
     async def _state(self) -> dict[str, Any]:
         try:
-            return await self._jetstream.call(f"CONSUMER.INFO.{self._what.stream}.{self._what.durable}")
-        except Refused as error:
-            self._inbox = None  # it is gone: made again, from the beginning of the stream
-            raise ProviderUnavailable(f"consumer {self._what.durable!r}: {error}") from error
+            return await self._jetstream.need(f"CONSUMER.INFO.{self._what.stream}.{self._what.durable}")
+        except ProviderUnavailable:
+            await self._let_go()  # it may be gone: it is made again then, and begins with the stream
+            raise
+
+    async def _let_go(self) -> None:
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            await inbox.close()
 
     async def _recover(self) -> None:
         """One step towards having all that the server has delivered and that is not settled."""
@@ -332,8 +334,7 @@ class Puller:
                     await self._settler.give_back()
                 await self._connection.flush()
         self._in_hand.clear()
-        if self._inbox is not None:
-            await self._inbox.close()
+        await self._let_go()
 
 
 def numbers(reply: str) -> tuple[int, int, int]:

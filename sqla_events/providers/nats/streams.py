@@ -74,7 +74,7 @@ async def _made(jetstream: JetStream, wanted: Mapping[str, Any]) -> dict[str, An
     name = wanted["name"]
     for _ in range(3):
         try:
-            return dict((await jetstream.info(name))["config"])
+            return dict((await jetstream.call(f"STREAM.INFO.{name}"))["config"])
         except Refused as error:
             if error.number != STREAM_MISSING:
                 raise _cannot(name, error) from error
