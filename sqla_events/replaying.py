@@ -21,6 +21,7 @@ from . import log
 from .errors import ConfigError, EventError
 from .event import REPLAY, Event, new_id, now
 from .filter import check_pattern, matches
+from .log import replays
 from .provider import ONLY, Batch, Message, Provider, only_header
 from .providers.log import log_history
 from .runtime import Runtime, message_of
@@ -30,6 +31,8 @@ FIRST_CREATED = "first_created_at"
 """The member of a copy's metadata that says when the event itself was made."""
 
 BATCH = 500
+PAGE = 5_000
+"""Events of one transaction, where they are not read."""
 CLOCKS = dt.timedelta(minutes=10)
 """How far the clock that made an id and the transport's may be apart."""
 
@@ -73,6 +76,8 @@ def identity(value: uuid.UUID | str | None) -> uuid.UUID | None:
 async def replay(runtime: Runtime, wanted: Wanted) -> int:
     """Replay; returns how many events."""
     provider = await runtime.the_provider()
+    if provider.features.log_is_transport and wanted.targets:
+        return await _within_the_log(runtime, wanted)
     pack = _as_it_is if provider.features.log_is_transport else runtime.pack
     mark, count = str(new_id()), 0
     async for events in _chosen(await _source(runtime, provider, wanted), wanted):
@@ -82,23 +87,41 @@ async def replay(runtime: Runtime, wanted: Wanted) -> int:
     return count
 
 
+async def _within_the_log(runtime: Runtime, wanted: Wanted) -> int:
+    """What is in the log and comes from the log need not be read on the way."""
+    database, mark, count = runtime.the_database, str(new_id()), 0
+    position = await _position(runtime, wanted)
+    left: replays.Span | None = await database.run(replays.span, runtime.tables, wanted.since, position, wanted.pattern)
+    while left is not None:
+        some, left = await database.run(replays.again, runtime.tables, left, wanted.targets, mark, PAGE)
+        count += some
+        runtime.ring()
+    return count
+
+
 def _as_it_is(message: Message) -> Message:
     return message
 
 
 async def _source(runtime: Runtime, provider: Provider, wanted: Wanted) -> AsyncIterator[Sequence[Message]]:
     """The log where it is in reach: it has everything, and what a transport keeps is a part of it."""
-    since, position = wanted.since, wanted.position
+    since = wanted.since
     if runtime.database is not None:
-        if wanted.event_id is not None:
-            found = await runtime.database.run(log.get_event, runtime.tables, wanted.event_id, "")
-            position = str(found.seq) if found else _unknown(wanted.event_id)
+        position = await _position(runtime, wanted)
         return log_history(runtime.database, runtime.tables, since, position, wanted.pattern)
     if not provider.features.history:
         raise ConfigError(f"provider {runtime.provider_name!r} keeps no history; replay from a process with the database")
     if wanted.event_id is not None and wanted.event_id.version == 7:
         since = dt.datetime.fromtimestamp((wanted.event_id.int >> 80) / 1000, dt.UTC) - CLOCKS
-    return provider.history(since, position)
+    return provider.history(since, wanted.position)
+
+
+async def _position(runtime: Runtime, wanted: Wanted) -> str | None:
+    """Where in the log to begin, unless at a time."""
+    if wanted.event_id is None:
+        return wanted.position
+    found = await runtime.the_database.run(log.get_event, runtime.tables, wanted.event_id, "")
+    return str(found.seq) if found else _unknown(wanted.event_id)
 
 
 def _unknown(event_id: uuid.UUID) -> Any:

@@ -205,9 +205,9 @@ def select_rows(
     columns = (
         e.c.seq,
         cast(e.c.id, Text),
-        *(_text_of(e, name) for name in (*_SAME, *_OWN)),
+        *(text_of(e, name) for name in (*_SAME, *_OWN)),
         created,
-        _text_of(e, "payload"),
+        text_of(e, "payload"),
     )
     query = (
         select(*columns).select_from(e).where(*where).order_by(e.c.seq.desc() if newest_first else e.c.seq).limit(limit)
@@ -215,7 +215,7 @@ def select_rows(
     return [_row(*one) for one in connection.execute(query)]
 
 
-def _text_of(e: FromClause, name: str) -> ColumnElement[Any]:
+def text_of(e: FromClause, name: str) -> ColumnElement[Any]:
     """JSON as its text: drivers would decode it."""
     return cast(e.c[name], Text) if name in ("payload", "types", "metadata") else e.c[name]
 

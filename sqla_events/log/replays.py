@@ -11,19 +11,25 @@ import datetime as dt
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import EventError
 from ..event import REPLAY, Event, now
-from ..filter import like
+from ..filter import like, matches
 from ..provider import Failure, Message
 from ..schema import Tables
 from .delivery import LogDelivery
+from .leases import begin_writing
 from .query import IN_SLACKS, as_stored, newest, seq_at
-from .reading import events_of, select_rows
+from .reading import events_of, select_rows, text_of
 from .troubles import FAILED, REDRIVEN, insert_into
+
+Target = tuple[str, str]
+"""Group and subscription."""
 
 _MARK = re.compile(r"replay (\S+?)(?:: |$)")
 
@@ -121,12 +127,37 @@ def span(
     return Span(first, newest(connection, tables), since, pattern)
 
 
+def again(
+    connection: Connection, tables: Tables, wanted: Span, targets: Sequence[Target], mark: str, limit: int
+) -> tuple[int, Span | None]:
+    """Have the next events of a span that match its pattern delivered again, in one transaction, without reading them.
+
+    :returns: how many events, and what is left of the span.
+    """
+    begin_writing(connection)
+    e = events_of(tables)
+    query = sa.select(e.c.seq, e.c.type, text_of(e, "metadata")).where(*_within(connection, tables, wanted))
+    rows = connection.execute(query.order_by(e.c.seq).limit(limit)).all()
+    chosen = [seq for seq, kind, about in rows if matches(wanted.pattern, kind) and not _is_replay(about)]
+    replay(connection, tables, [Replay(group, seq, name, mark) for seq in chosen for group, name in targets])
+    left = msgspec.structs.replace(wanted, first=rows[-1].seq + 1) if len(rows) == limit else None
+    return len(chosen), left
+
+
+def _is_replay(metadata: str | None) -> bool:
+    return metadata is not None and REPLAY in metadata and REPLAY in msgspec.json.decode(metadata)
+
+
 def page(connection: Connection, tables: Tables, wanted: Span, limit: int) -> list[Message]:
     """The next messages of a span, at most so many."""
+    return [row.to_message() for row in select_rows(connection, tables, _within(connection, tables, wanted), limit)]
+
+
+def _within(connection: Connection, tables: Tables, wanted: Span) -> list[Any]:
     e = events_of(tables)
     where = [e.c.seq >= wanted.first, e.c.seq <= wanted.last]
     if wanted.since is not None:
         where.append(e.c.created_at >= as_stored(connection, wanted.since))
     if wanted.pattern != "*":
         where.append(e.c.type.like(like(wanted.pattern), escape="\\"))
-    return [row.to_message() for row in select_rows(connection, tables, where, limit)]
+    return where

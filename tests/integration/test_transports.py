@@ -395,5 +395,6 @@ def test_several_destinations_at_once(sqlite_url: str, request: pytest.FixtureRe
     assert groups == {"default", "relay:redis", "relay:nats"}
     for inbox in inboxes:
         assert len(inbox.events) == 20
-        assert {event.key for event in inbox.events[:10]} == {str(n) for n in range(10)}
-        assert [event.operation for event in inbox.events] == ["create"] * 10 + ["update"] * 10
+        for number in range(10):
+            row = [event.operation for event in inbox.events if event.key == str(number)]
+            assert row == ["create", "update"]
