@@ -125,7 +125,8 @@ class Capture:
         except BaseException:
             # SQLAlchemy takes a transaction whose commit hook raised for over and gives its connection back as it is:
             # the next one to get it would commit our half.
-            connection.dialect.do_rollback(connection.connection)
+            if not connection.invalidated:
+                connection.dialect.do_rollback(connection.connection)
             buffer.clear()
             raise
         if buffer.written:

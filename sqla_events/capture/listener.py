@@ -25,6 +25,7 @@ from .marks import Marks
 from .plan import Plan, Row, program_of, shape_of, unwrapped
 from .rows import deleted, inserted, matched, updated, whole_rows
 from .select import present_rows, refresh, still_there
+from .upserts import standing
 
 MAX_STATES = 20_000
 
@@ -162,6 +163,8 @@ class Listener:
         plan.look_before = self._looks_before(plan, context)
         if plan.look_before and not by_driver:
             plan.before = present_rows(connection, plan, context, context.compiled_parameters[0])
+        if plan.shape.upsert and plan.want_old and plan.standing is None and not ride.old_rides(plan, context.dialect):
+            plan.standing = standing(connection, plan, context)
         ridden = ride.along(plan, sql, context)
         if plan.whole and not plan.ride:
             self._blind(plan, sql)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -76,12 +77,16 @@ def write(connection: Connection, tables: Tables, rows: Sequence[Captured]) -> N
     try:
         _way(connection.dialect, cursor, rows)(connection.dialect, cursor, tables.names, rows)
     except (connection.dialect.loaded_dbapi.Error, UnicodeEncodeError) as error:
+        if connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, cursor):  # type: ignore[arg-type]
+            connection.invalidate(error)
+            raise CaptureError(f"the connection was lost while events were written: {error}") from error
         raise CaptureError(
             f"events could not be written to {tables.names.qualified(tables.names.events)}: {error}; "
             "if the table is missing or outdated, run: sqla-events migrate URL"
         ) from error
     finally:
-        cursor.close()
+        with suppress(connection.dialect.loaded_dbapi.Error):  # of a connection that is lost
+            cursor.close()
 
 
 Write = Callable[[Dialect, Any, Names, Sequence[Captured]], None]

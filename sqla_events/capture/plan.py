@@ -244,6 +244,8 @@ class Plan:
     """What came back, a dict for each row."""
     before: list[dict[str, Loaded]] | None = None
     """Rows that the WHERE selects, read before the statement."""
+    standing: Any = None
+    """Of an upsert: the rows that it finds, upserts.Standing."""
     counts: list[int] | None = None
     """Of many: how many rows each set of parameters has matched."""
     look_before: bool = False

@@ -102,7 +102,7 @@ def _sql(plan: Plan, key: str, owner: str, context: Any) -> str:
 
 def _owner(plan: Plan, context: Any) -> str:
     """The name under which RETURNING knows the table."""
-    target = plan.statement.table
+    target = compiled_target(context)
     if isinstance(target, sa.sql.selectable.AliasedReturnsRows):
         owner = target.name
         if isinstance(owner, sa.sql.elements._truncated_label):
@@ -110,6 +110,11 @@ def _owner(plan: Plan, context: Any) -> str:
     else:
         owner = plan.table.name
     return str(context.dialect.identifier_preparer.quote(owner))
+
+
+def compiled_target(context: Any) -> Any:
+    """What the statement writes to, as it was compiled: another one like it may have been, with an alias of its own."""
+    return context.compiled.dml_compile_state.statement.table
 
 
 # Taking off ---------------------------------------------------------------------------------------------------------

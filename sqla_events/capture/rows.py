@@ -56,10 +56,14 @@ def _created(plan: Plan, row: dict[str, Loaded]) -> Row:
     new, old = _split(row)
     said = new.pop(INSERTED, None)
     key = _key(plan, new)
+    if plan.standing is not None:
+        old = plan.standing.replaced(new) or {}
+        if said is None:
+            return Row(key, old, new, verb="update") if old else Row(key, after=new)
     if said is None and not old:
         return Row(key, after=new, upsert=True)
     fresh = said.value if said is not None else all(value.value in (None, SQL_NULL) for value in old.values())
-    return Row(key, after=new) if fresh else Row(_key(plan, old or new), old, new, verb="update")
+    return Row(key, after=new) if fresh else Row(_key(plan, old or new), old or None, new, verb="update")
 
 
 def _changed(plan: Plan, row: dict[str, Loaded], changed: list[str], olds: Mapping[Any, dict[str, Loaded]]) -> Row:

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 
 from .codec import Loaded, TableCodec
 from .plan import Plan, Row
+from .ride import compiled_target
 from .rows import key_after
 
 Values = dict[str, Loaded]
@@ -37,7 +38,7 @@ def present_rows(
     found by their identity, since a compiled statement is shared by all that look like it.
     """
     reserve(connection)
-    target, names = plan.statement.table, names or plan.codec.all_keys
+    target, names = compiled_target(context), names or plan.codec.all_keys
     criteria = context.compiled.dml_compile_state.statement._where_criteria
     query = _columns(plan.codec, target, names).select_from(target).where(*criteria)
     if connection.dialect.name == "postgresql":

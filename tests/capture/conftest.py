@@ -41,6 +41,18 @@ class Stage:
         metadata.create_all(self.engine)
         metadata.create_all(self.copy)
 
+    def empty(self) -> None:
+        """As at the beginning: no rows, no events, keys from 1 on."""
+        with self.engine.begin() as connection:
+            for table in reversed(Base.metadata.sorted_tables):
+                connection.exec_driver_sql("UPDATE owners SET favourite_id = NULL")
+                connection.exec_driver_sql(f"DELETE FROM {table.name}")
+            if connection.dialect.name == "postgresql":
+                for table in ("items", "tags", "owners", "pets", "people", "parents", "children"):
+                    connection.exec_driver_sql(f"ALTER SEQUENCE {table}_id_seq RESTART")
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM events")
+
     def check(self, metadata: sa.MetaData = Base.metadata) -> list[Event]:
         """Replay equivalence; returns the events."""
         events = self.events()

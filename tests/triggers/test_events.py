@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
@@ -38,34 +36,37 @@ def told(event: Event) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("write", PATHS, ids=lambda function: function.__name__)
-def test_replaying_the_events_of_triggers(stage: Stage, write: Callable[[Session], Any]) -> None:
+def test_replaying_the_events_of_triggers(stage: Stage) -> None:
     """Every write path, by a program without hooks."""
-    stage.hook()
+    stage.hook(on_gap="ignore")
     install(stage)
     engine = bare(stage)
-    with Session(engine) as session:
-        write(session)
-        session.commit()
+    for write in PATHS:
+        stage.empty()
+        with Session(engine) as session:
+            write(session)
+            session.commit()
+        stage.check()
     engine.dispose()
-    stage.check()
 
 
-@pytest.mark.parametrize("write", PATHS, ids=lambda function: function.__name__)
-def test_no_double_capture(stage: Stage, write: Callable[[Session], Any]) -> None:
+def test_no_double_capture(stage: Stage) -> None:
     """Hooks and triggers both on: events are those of the hooks, each once; text SQL in between is the triggers'."""
     install(stage)
     stage.hook(on_gap="raise")
-    with stage.session() as session:
-        write(session)
-        session.execute(sa.text("INSERT INTO tags (id, name) VALUES (900, 'by: text %')"))
-        session.add(Tag(id=901, name="by the session"))
-        session.flush()
-        session.execute(sa.text("UPDATE tags SET name = 'again' WHERE id >= 900"))
-        session.commit()
-    events = stage.check()
-    assert [event.key for event in events if event.type == "public.tags.create"][-2:] == ["900", "901"]
-    assert [event.before for event in events if event.type == "public.tags.update"][-2:] == [{"name": "by: text %"}, {"name": "by the session"}]
+    for write in PATHS:
+        stage.empty()
+        with stage.session() as session:
+            write(session)
+            session.execute(sa.text("INSERT INTO tags (id, name) VALUES (900, 'by: text %')"))
+            session.add(Tag(id=901, name="by the session"))
+            session.flush()
+            session.execute(sa.text("UPDATE tags SET name = 'again' WHERE id >= 900"))
+            session.commit()
+        events = stage.check()
+        assert [event.key for event in events if event.type == "public.tags.create"][-2:] == ["900", "901"]
+        updates = [event.before for event in events if event.type == "public.tags.update"]
+        assert updates[-2:] == [{"name": "by: text %"}, {"name": "by the session"}]
 
 
 def test_the_same_events_as_capture(stage: Stage) -> None:
