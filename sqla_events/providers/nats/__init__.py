@@ -31,10 +31,11 @@ from .letters import NatsDeadLetters
 from .publisher import Publisher
 from .puller import Puller, Pulling
 from .streams import ensure, nanoseconds
-from .subjects import check_prefix, filters, one_filter, token
+from .subjects import check_prefix, filters, token
 
-MANY_FILTERS = (2, 10)
-"""The first server version whose consumers have several filters."""
+FILTERS = (2, 10)
+"""The first server version whose consumers are given filters. One before it has no more than one for each, and forgets what
+was not delivered yet when that is changed (seen on 2.9.10: it goes on at the end of the stream)."""
 
 
 class NatsProvider:
@@ -166,10 +167,6 @@ class NatsProvider:
 
     def _definition(self, durable: str, interest: Interest) -> dict[str, Any]:
         """Of a durable consumer. No limit of deliveries: the server would withhold an event silently and for ever."""
-        wanted = filters(interest.patterns)
-        if len(wanted) > 1 and self._connection.server_version < MANY_FILTERS:
-            wanted = [one_filter(wanted)]
-        subjects = [".".join((self._settings.subject_prefix, *one)) for one in wanted]
         return {
             "durable_name": durable,
             "deliver_policy": "all",
@@ -178,8 +175,14 @@ class NatsProvider:
             "max_deliver": -1,
             "max_ack_pending": -1,
             "replay_policy": "instant",
-            **({"filter_subject": subjects[0]} if len(subjects) == 1 else {"filter_subjects": subjects}),
+            **self._filters(interest),
         }
+
+    def _filters(self, interest: Interest) -> dict[str, Any]:
+        if self._connection.server_version < FILTERS:
+            return {}
+        subjects = [".".join((self._settings.subject_prefix, *one)) for one in filters(interest.patterns)]
+        return {"filter_subject": subjects[0]} if len(subjects) == 1 else {"filter_subjects": subjects}
 
 
 def share(number: int, of: int) -> Callable[[NatsDelivery], bool] | None:

@@ -328,7 +328,7 @@ def thinned(marks: Sequence[list[Any]], now: float) -> list[list[Any]]:
     """The newest mark, and of the others each that is half as old again as the one kept before it; always the oldest.
 
     >>> [now for _, _, now in thinned([[0, "", now] for now in range(100)], 99)]
-    [0, 33, 63, 80, 89, 94, 97, 98, 99]
+    [0, 7, 38, 59, 73, 82, 88, 92, 95, 97, 98, 99]
     """
     kept: list[list[Any]] = []
     least = 0.0

@@ -56,14 +56,6 @@ def filters(patterns: Sequence[str]) -> list[Filter]:
     return found
 
 
-def one_filter(wanted: Sequence[Filter]) -> Filter:
-    """One that lets through what any of them does: a server before 2.10 takes no more than one."""
-    widest = wanted[0]
-    for other in wanted[1:]:
-        widest = _joined(widest, other)
-    return widest
-
-
 def _filter(pattern: str) -> Filter:
     if pattern == "*":
         return ALL
