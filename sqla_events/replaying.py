@@ -18,13 +18,14 @@ from typing import Any
 import msgspec
 
 from . import log
-from .errors import ConfigError, EventError
+from .errors import ConfigError, EventError, PublishRejected
 from .event import REPLAY, Event, new_id, now
 from .filter import check_pattern, matches
 from .log import replays
 from .provider import ONLY, Batch, Message, Provider, only_header
 from .providers.log import log_history
 from .runtime import Runtime, message_of
+from .signals import logger
 from .wire import unpacked
 
 FIRST_CREATED = "first_created_at"
@@ -82,9 +83,25 @@ async def replay(runtime: Runtime, wanted: Wanted) -> int:
     mark, count = str(new_id()), 0
     async for events in _chosen(await _source(runtime, provider, wanted), wanted):
         messages = [message for event in events for message in _copies(event, wanted.targets, mark)]
-        await provider.publish(Batch(list(map(pack, messages))))
-        count += len(events)
+        count += len(events) - len(await _publish(provider, list(map(pack, messages))))
     return count
+
+
+async def _publish(provider: Provider, messages: list[Message]) -> set[str]:
+    """All but those that the transport will never take: they hold up nobody. Returns the ids of their events."""
+    refused: set[str] = set()
+    while messages:
+        try:
+            await provider.publish(Batch(messages))
+            break
+        except PublishRejected as error:
+            logger.warning("not replayed: %s", error)
+            left = [one for one in messages if one.id != error.event_id]
+            if len(left) == len(messages):
+                raise
+            refused.add(error.event_id.partition(":")[0])
+            messages = left
+    return refused
 
 
 async def _within_the_log(runtime: Runtime, wanted: Wanted) -> int:
@@ -136,7 +153,7 @@ async def _chosen(source: AsyncIterator[Sequence[Message]], wanted: Wanted) -> A
     begun = wanted.event_id is None
     async for messages in source:
         originals = [one for one in messages if ONLY not in one.headers and (not begun or matches(wanted.pattern, one.type))]
-        events = [unpacked(one.body, one.headers) for one in originals]
+        events = [event for one in originals if (event := _readable(one)) is not None]
         if not begun:
             at = next((index for index, event in enumerate(events) if event.id == wanted.event_id), None)
             begun, events = at is not None, [] if at is None else events[at:]
@@ -145,6 +162,14 @@ async def _chosen(source: AsyncIterator[Sequence[Message]], wanted: Wanted) -> A
             yield chosen[start : start + BATCH]
     if not begun and wanted.event_id is not None:
         _unknown(wanted.event_id)
+
+
+def _readable(message: Message) -> Event | None:
+    try:
+        return unpacked(message.body, message.headers)
+    except EventError as error:
+        logger.warning("message %s is not replayed: %s", message.id, error)
+        return None
 
 
 def _copies(event: Event, targets: Sequence[tuple[str, str]], mark: str) -> list[Message]:

@@ -196,8 +196,10 @@ def test_dead_letters_are_kept_at_the_transport(service: Start, transport: str) 
 
 
 @beside_an_application
-def test_what_the_transport_refuses_is_a_dead_letter_of_the_relay(app: Any, service: Start) -> None:
-    """Too large for it: listed beside the others, under the relay; what comes behind it goes on."""
+def test_what_the_transport_refuses_is_a_dead_letter_of_the_relay(
+    app: Any, service: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Too large for it: listed beside the others, under the relay; what comes behind it goes on, in a replay too."""
     writer, engine = app()
     inbox, reader = Inbox(), service()
     reader.subscribe("*", handler=inbox)
@@ -214,6 +216,9 @@ def test_what_the_transport_refuses_is_a_dead_letter_of_the_relay(app: Any, serv
     assert inbox.wait(2)[1].key == "2"
     (letter,) = eventually(writer.dead_letters.list)
     assert (letter.id[:4], letter.subscription, letter.event.key) == ("log:", "relay", "1")
+    assert writer.replay() == 2
+    inbox.wait(4)
+    assert f"not replayed: event {letter.event.id}" in caplog.text
     assert writer.dead_letters.discard([letter.id]) == 1
     assert writer.dead_letters.list() == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,8 +62,10 @@ def test_a_broker_runs_on_it(installed: None, tmp_path: Path) -> None:
     assert (event.type, event.payload, event.key) == ("shop.mail.sent", {"to": "Ann"}, "1")
 
 
-def test_its_dead_letters_and_replays_need_no_database(installed: None, tmp_path: Path) -> None:
-    """The command line asks the transport itself; a handler gets its events once more."""
+def test_its_dead_letters_and_replays_need_no_database(
+    installed: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The command line asks the transport itself; a handler gets its events once more, but for one that is none."""
     url, broken = f"queue:///{tmp_path}/queue.db", [ValueError("no")]
     inbox = Inbox(fail=lambda event: broken[0] if broken else None)
     broker = Broker(Config.load(url, retry_policy={"max_retries": 0}))
@@ -77,7 +80,11 @@ def test_its_dead_letters_and_replays_need_no_database(installed: None, tmp_path
     inbox.wait(1)
     assert CliRunner().invoke(main, ["replay", url, "shop.*.*", "--subscription", "mailer"]).stdout == "replayed: 1\n"
     inbox.wait(2)
+    with sqlite3.connect(tmp_path / "queue.db") as link:
+        link.execute("INSERT INTO messages SELECT NULL, at, 'odd', type, lane, x'00', headers FROM messages LIMIT 1")
+    link.close()
     assert CliRunner().invoke(main, ["replay", url]).stdout == "replayed: 1\n"
+    assert "message odd is not replayed: not an event" in caplog.text
     inbox.wait(3)
     broker.stop()
     assert [event.is_replay for event in inbox.events] == [False, True, True]
