@@ -13,7 +13,7 @@ a position's commit would fail whenever anybody touched its row, under AUTOCOMMI
 """
 
 from .bells import Doorbell, Ear
-from .database import Database, Held, engine_of
+from .database import Database, Held, engine_of, pinned
 from .failures import in_memory, is_locked, refuse_autocommit, translated
 from .loops import LoopThread, Runnable, answer, in_coroutine, in_thread, run_until_signal, wait_for
 
@@ -30,6 +30,7 @@ __all__ = [
     "in_memory",
     "in_thread",
     "is_locked",
+    "pinned",
     "refuse_autocommit",
     "run_until_signal",
     "translated",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 from sqlalchemy import create_engine, exc
-from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ..errors import ConfigError, ProviderUnavailable
@@ -88,6 +88,37 @@ class Database:
         await self._face.dispose()
 
 
+@contextlib.contextmanager
+def pinned(connection: Connection) -> Iterator[None]:
+    """Keep a transaction pooler from changing the server between preparing and executing a statement.
+
+    SQLAlchemy's asyncpg dialect does these as two steps; in autocommit a pooler (PgBouncer in transaction mode) takes the
+    server away after the first, and the prepared statement "does not exist". So a transaction is opened behind the
+    dialect's back. Nothing happens with other drivers, or inside a transaction.
+    """
+    autocommit = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+    if connection.dialect.driver != "asyncpg" or not autocommit:
+        yield
+        return
+    _raw(connection, "BEGIN")
+    try:
+        yield
+    except BaseException:
+        _raw(connection, "ROLLBACK")
+        raise
+    _raw(connection, "COMMIT")
+
+
+def _raw(connection: Connection, statement: str) -> None:
+    adapted: Any = connection.connection.dbapi_connection
+    adapted.run_async(lambda link: link.execute(statement))
+
+
+def _call_pinned(connection: Connection, fn: Callable[..., T], *args: Any) -> T:
+    with pinned(connection):
+        return fn(connection, *args)
+
+
 class Held:
     """A kept connection. After a failure the next call makes a new one."""
 
@@ -99,11 +130,15 @@ class Held:
         """How often the connection was lost: what was known about the server's transactions is void after it grows."""
 
     async def run(self, fn: Callable[..., T], *args: Any) -> T:
-        """Call ``fn(connection, *args)`` in a transaction of its own (or in none, with ``autocommit``).
+        """Call ``fn(connection, *args)`` in a transaction of its own (or, with ``autocommit``, each statement in one).
 
         :raises ProviderUnavailable: see :meth:`Database.run`.
         :raises SchemaError: see :meth:`Database.run`.
         """
+        return await patiently(lambda: self._once(_call_pinned, (fn, *args)))
+
+    async def read(self, fn: Callable[..., T], *args: Any) -> T:
+        """As :meth:`run`, for a function that sends its statement to the driver itself, in one go, and so needs no pinning."""
         return await patiently(lambda: self._once(fn, args))
 
     async def _once(self, fn: Callable[..., T], args: tuple[Any, ...]) -> T:

@@ -36,7 +36,7 @@ class Again:
         waiting = await self._held.run(redriven, self._tables, self._group, outcomes.not_again(), limit)
         if not waiting:
             return []
-        rows = await self._held.run(self._reading.by_seq, [one[0] for one in waiting])
+        rows = await self._held.read(self._reading.by_seq, [one[0] for one in waiting])
         deliveries = [self._delivery(rows[one[0]], *one[1:]) for one in waiting if one[0] in rows]
         outcomes.redriven.update((one.row.seq, one.only or "") for one in deliveries)
         if deliveries and len(waiting) == limit:

@@ -157,7 +157,7 @@ class Reader:
         if self._failures != self._held.failures:
             await self._resume()
         plan = self._ledger.plan(self._limit(), everything)
-        return self._ledger.take(plan, await self._held.run(self._reading, plan))
+        return self._ledger.take(plan, await self._held.read(self._reading, plan))
 
     def _limit(self) -> int:
         room = self._settings.prefetch - self._in_hand

@@ -23,6 +23,7 @@ from zlib import crc32
 from sqlalchemy import ColumnElement, FromClause, Text, cast, literal_column, select, text
 from sqlalchemy.engine import Connection
 
+from ..bridge import pinned
 from ..schema import Tables
 from .ledger import Found, Plan, Snapshot
 from .rows import ABSENT, SEPARATOR, Row, Same, same, same_of
@@ -132,7 +133,8 @@ class Reading:
             else:
                 others.append(seq)
         if odd:
-            rows += by_columns(connection, self._tables, odd)
+            with pinned(connection):
+                rows += by_columns(connection, self._tables, odd)
         return Found(rows, others, Snapshot.parse(snapshot), above, beyond)
 
     # SQLite ------------------------------------------------------------------------------------------------------

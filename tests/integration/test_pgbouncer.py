@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from sqla_events import Event, install_crud_hooks
+from sqla_events.bridge import Database
 from tests.integration.shop import Base, Inbox, User, eventually
 from tests.servers.pgbouncer import PgBouncer, local_binary
 from tests.servers.postgres import PostgresDatabase
@@ -91,11 +92,30 @@ def test_a_synchronous_application(pooler: PgBouncer, tables: str, listen: bool)
     engine.dispose()
 
 
-async def test_an_asynchronous_application(pooler: PgBouncer, tables: str) -> None:
-    """asyncpg with the settings that SQLAlchemy's documentation asks for there: no caches, names that are unique, no pool."""
+def asyncpg_engine(pooler: PgBouncer, name: str) -> AsyncEngine:
+    """With the settings that SQLAlchemy's documentation asks for there: no caches, names that are unique, no pool."""
     arguments = {"statement_cache_size": 0, "prepared_statement_name_func": lambda: f"s_{uuid.uuid4()}"}
-    url = pooler.url("asyncpg", tables) + "?prepared_statement_cache_size=0"
-    engine: AsyncEngine = create_async_engine(url, poolclass=NullPool, connect_args=arguments)
+    url = pooler.url("asyncpg", name) + "?prepared_statement_cache_size=0"
+    return create_async_engine(url, poolclass=NullPool, connect_args=arguments)
+
+
+async def test_a_kept_connection_in_autocommit(pooler: PgBouncer, postgres: PostgresDatabase) -> None:
+    """SQLAlchemy prepares a statement and executes it in two steps; the pooler must not change the server in between."""
+    engine = asyncpg_engine(pooler, postgres.name)
+    database = Database(engine)
+
+    async def ask() -> list[int]:
+        async with database.hold(autocommit=True) as held:
+            return [await held.run(lambda link, n=n: link.execute(sa.select(sa.literal(n))).scalar_one()) for n in range(50)]
+
+    assert await asyncio.gather(*(ask() for _ in range(8))) == [list(range(50))] * 8
+    await database.close()
+    await engine.dispose()
+
+
+async def test_an_asynchronous_application(pooler: PgBouncer, tables: str) -> None:
+    """Everything at once, as above."""
+    engine = asyncpg_engine(pooler, tables)
     broker = install_crud_hooks(engine, SETTINGS | {"database": {"listen": False}})
     inbox = Inbox(fail_on_three)
     broker.subscribe("public.users.*", handler=inbox)
