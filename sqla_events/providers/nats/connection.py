@@ -36,6 +36,8 @@ CONNECT_SECONDS = 3
 """For one server."""
 RECONNECT_SECONDS = 0.1
 """Between attempts to reconnect."""
+MOST_TOLD = 500
+"""Characters of errors that are remembered."""
 PIECE = 262_144
 """Bytes that are handed to the socket at once: the server works on the first while we make the next."""
 
@@ -305,9 +307,10 @@ class Connection:
         return f": {self._trouble}" if self._trouble else ""
 
     async def _on_error(self, error: Exception) -> None:
+        """Each kind once, until the connection stands: the server's reason comes with resets of the connection around it."""
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        if text != self._trouble:
-            self._trouble = text
+        if text not in self._trouble and len(self._trouble) < MOST_TOLD:
+            self._trouble = f"{self._trouble}; {text}" if self._trouble else text
             logger.warning("NATS: %s", text)
 
     async def _on_disconnected(self) -> None:
