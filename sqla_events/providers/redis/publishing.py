@@ -2,7 +2,9 @@
 
 Why a script: entries and position change together or not at all, so there is no moment between them at which a relay can
 die and publish something twice. It is also the fastest way that a Python process has (a pipeline of XADD needs a reply
-for every entry).
+for every entry). CPU time of an event of 500 bytes in batches of 2,000, on a busy machine with 2 cores: 4.6 (Redis 7.0) to
+4.9 (6.2) microseconds in the server, 2.6 to 3.1 if everything were in one field, which nobody else could read; 3.5 in this
+process, beside the 5 that reading the log and making wire forms take.
 
 Three things are compared before anything is appended. The *epoch* of the lease: a newer relay has taken over. The
 *partitions* of the relay: the group is split otherwise now. The *number* of the batch within the epoch: an attempt whose
