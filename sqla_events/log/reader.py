@@ -276,8 +276,10 @@ class Reader:
         return await self._database.run(leases.has_row, self._tables, seq, identity)
 
     async def has_any(self, seqs: Ranges) -> bool:
-        """Whether the log has an event under any of these numbers."""
-        return await self._database.run(leases.has_any, self._tables, seqs)
+        """Whether the log has an event of our partition under any of these numbers."""
+        if not await self._database.run(leases.has_any, self._tables, seqs):
+            return False
+        return self._settings.partitions == 1 or await self._held.run(self._reading.has_any, seqs)
 
     # Committing --------------------------------------------------------------------------------------------------
 

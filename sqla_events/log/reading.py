@@ -24,6 +24,7 @@ from sqlalchemy import ColumnElement, FromClause, Text, cast, literal_column, se
 from sqlalchemy.engine import Connection
 
 from ..bridge import pinned
+from ..position import Ranges
 from ..schema import Tables
 from .ledger import Found, Plan, Snapshot
 from .rows import ABSENT, SEPARATOR, Row, Same, same, same_of
@@ -68,6 +69,11 @@ class Reading:
         """Single rows of our share; those that are there no more are left out."""
         found = self(connection, Plan(_END, _END, 0, tuple((seq, seq, seq) for seq in sorted(set(seqs)))))
         return {row.seq: row for row in found.rows}
+
+    def has_any(self, connection: Connection, seqs: Ranges) -> bool:
+        """Whether the log has a row of our share under any of these numbers; a thousand of them are read at a time."""
+        pages = ((start, min(start + 999, last)) for first, last in seqs for start in range(first, last + 1, 1000))
+        return any(self(connection, Plan(_END, _END, 0, ((start, end, end),))).rows for start, end in pages)
 
     # PostgreSQL --------------------------------------------------------------------------------------------------
 

@@ -117,6 +117,22 @@ async def test_an_empty_redis_may_be_told_where_to_begin(engine: sa.Engine, redi
         await until(lambda: numbers(redis) == [10])
 
 
+async def test_events_of_other_partitions_are_not_missed(
+    engine: sa.Engine, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A relay that has published nothing lately has lost nothing; one whose events are gone has."""
+    for start in (0, 10):
+        async with relaying(engine, redis, partitions=2) as broker:
+            add(engine, *range(start, start + 10))
+            await until(lambda start=start: len(numbers(redis)) == start + 10)
+            await is_committed(broker)
+    assert "lost events" not in caplog.text
+    redis.flush()
+    async with relaying(engine, redis, partitions=2):
+        await until(lambda: numbers(redis) == list(range(20)))
+    assert caplog.text.count("lost events") == 1
+
+
 async def test_another_number_of_relays_publishes_nothing_twice(engine: sa.Engine, redis: RedisServer) -> None:
     """The position that Redis keeps for the old relays is not missed by the new ones; the number may change back."""
     sent = 0
