@@ -74,14 +74,15 @@ def _safely(step: Callable[[], None]) -> None:
         _report().unchecked.append(f"{type(error).__name__}: {error}" )
 
 
-def _note_tables(proof: Proof, connection: Connection, context: Any) -> None:
-    """Which Table an event of a name will be about: that of the statement, or what foreign keys reach from it."""
-    statement = unwrapped(getattr(context, "invoked_statement", None))
-    if not isinstance(statement, UpdateBase) or (table := table_of(statement)) is None:
-        return
-    translate = context.execution_options.get("schema_translate_map") or {}
-    for other in (*table.metadata.tables.values(), table):
-        proof.tables[translate.get(other.schema, other.schema), str(other.name)] = other
+def _note_tables(proof: Proof, context: Any) -> None:
+    """Which Table an event of a name will be about: that of the statement or of its CTEs, or what foreign keys reach from it."""
+    ctes = getattr(getattr(context, "compiled", None), "ctes", None) or ()
+    for element in (getattr(context, "invoked_statement", None), *(cte.element for cte in ctes)):
+        statement = unwrapped(element)
+        if isinstance(statement, UpdateBase) and (table := table_of(statement)) is not None:
+            translate = context.execution_options.get("schema_translate_map") or {}
+            for other in (*table.metadata.tables.values(), table):
+                proof.tables[translate.get(other.schema, other.schema), str(other.name)] = other
 
 
 class Hooked:
@@ -116,7 +117,7 @@ class Hooked:
         if proof is None:
             return
         proof.connections[connection] = self.capture
-        _note_tables(proof, connection, context)
+        _note_tables(proof, context)
         if _ENDS.match(sql):
             _over(proof)
         elif writes(sql, context):
