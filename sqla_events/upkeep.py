@@ -1,4 +1,4 @@
-"""Upkeep of the log while a broker runs: what is old goes, and range partitions are there before they are needed.
+"""Upkeep of the log while a broker runs: what is old goes (events, batches), and range partitions are there before they are needed.
 
 Every process of an application may do it; one at a time does.
 """
@@ -6,16 +6,19 @@ Every process of an application may do it; one at a time does.
 from __future__ import annotations
 
 import asyncio
+import time
 
 from .bridge import Database
 from .errors import ProviderUnavailable
 from .log import ranges
-from .log.retention import BEGINNING, Sweep, retain
+from .log.retention import BEGINNING, Sweep, prune, retain
 from .schema import Tables
 from .signals import logger
 
 LONGEST = 60.0
 """Seconds between two passes, at most."""
+PRUNE_SECONDS = 3600.0
+"""Between looks for batches that are too old to be of interest."""
 BETWEEN = 0.01
 """Seconds between two steps: room for everybody else."""
 
@@ -27,11 +30,12 @@ async def keep_up(database: Database, tables: Tables, retention: float | None, s
     :param size: numbers of a new range partition, where the log has such.
     """
     partitioned = await database.run(ranges.is_partitioned, tables.names)
-    if retention is None and not partitioned:
-        return
-    sweep = BEGINNING
+    sweep, pruned_at = BEGINNING, -PRUNE_SECONDS
     while True:
         try:
+            if time.monotonic() >= pruned_at + PRUNE_SECONDS:
+                await database.run(prune, tables)
+                pruned_at = time.monotonic()
             if partitioned:
                 await _look_after_ranges(database, tables, retention, size)
             if retention is not None:

@@ -30,7 +30,6 @@ from .ledger import Ledger
 from .outcomes import Outcomes
 from .pace import Pace
 from .reading import Reading, Share
-from .retention import prune
 from .rows import Row
 from .settings import ReaderSettings
 from .spread import Spread, Won, spread
@@ -44,8 +43,6 @@ URGENT = 10_000
 """So many missing numbers that are read every time are worth a commit now, which gives them a horizon."""
 DEAF_LEASES = 10
 """For so many times the lease a claim is not heard after one that could not be met: what is in hand takes long."""
-PRUNE_SECONDS = 3600.0
-"""Between looks for batches that are too old to be of interest."""
 ROOM_SECONDS = 0.01
 """For which a read is put off while more than half of the prefetch is out."""
 BATCH_BYTES = 16_000_000
@@ -88,7 +85,6 @@ class Reader:
         self._hurry = asyncio.Event()
         self._room = asyncio.Event()
         self._committed_at = 0.0
-        self._pruned_at = -PRUNE_SECONDS
         self._started = now()
         self._failures = held.failures
         self._last: tuple[int, str] | None = None
@@ -322,16 +318,10 @@ class Reader:
             while True:
                 await self._until_due()
                 await self._available(self.commit)
-                if time.monotonic() > self._pruned_at + PRUNE_SECONDS:
-                    await self._available(self._prune)
         except Exception as error:
             self._ended = self._ended or error
             self._room.set()
             self._ear.hear()
-
-    async def _prune(self) -> None:
-        self._pruned_at = time.monotonic()
-        await self._database.run(prune, self._tables, self.lease.group)
 
     async def _until_due(self) -> None:
         longest = self._settings.lease / 3

@@ -102,11 +102,11 @@ def forget_batches(connection: Connection, tables: Tables, bottom: int) -> None:
         connection.execute(sa.delete(b).where(*mine, b.c.high <= bottom))
 
 
-def prune(connection: Connection, tables: Tables, group: str) -> int:
+def prune(connection: Connection, tables: Tables) -> int:
     """Delete batches of a week ago: of older events the log knows that they are done, but not when. Returns how many."""
     begin_writing(connection)
-    b, before = tables.batches, now() - dt.timedelta(seconds=BATCHES_SECONDS)
-    return connection.execute(sa.delete(b).where(b.c.group == group, b.c.completed_at < before)).rowcount
+    before = now() - dt.timedelta(seconds=BATCHES_SECONDS)
+    return connection.execute(sa.delete(tables.batches).where(tables.batches.c.completed_at < before)).rowcount
 
 
 def bound_of(connection: Connection, tables: Tables) -> int | None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -352,24 +351,6 @@ async def test_a_redriven_letter_can_be_buried_again_and_survives_a_crash(databa
 
 
 # Retention and questions --------------------------------------------------------------------------------------------
-
-
-async def test_batches_are_forgotten_after_a_week(database: Database) -> None:
-    """They are a few rows a second while there is work, and must not be for ever."""
-    await publish(database, 2)
-    async with reading(database) as reader:
-        (await take(reader, 2))[0].ack()
-    await database.run(
-        lambda link: link.execute(TABLES.batches.update().values(completed_at=datetime(2020, 1, 1, tzinfo=UTC)))
-    )
-    async with reading(database) as reader:
-        (await take(reader, 1))[0].ack()
-        await until(lambda: _only_new_batches(database))
-
-
-async def _only_new_batches(database: Database) -> bool:
-    query = text("SELECT count(*) FROM event_batches WHERE completed_at < '2021-01-01'")
-    return await database.run(lambda link: link.execute(query).scalar()) == 0
 
 
 class Wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncIterator
 
 import pytest
@@ -111,6 +112,26 @@ async def test_readers_notice_nothing(database: Database) -> None:
 
 async def nothing_left(database: Database) -> bool:
     return await count(database) == 0
+
+
+async def test_batches_are_forgotten_after_a_week(database: Database) -> None:
+    """They are a few rows a second while there is work, and must not be for ever, whether events are or not."""
+    await publish(database, 2)
+    async with reading(database) as reader:
+        (await take(reader, 2))[0].ack()
+    old = TABLES.batches.update().values(completed_at=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
+    await database.run(lambda link: link.execute(old))
+    async with reading(database) as reader:
+        (await take(reader, 1))[0].ack()
+    assert await count(database, "event_batches") == 2
+    upkeep = asyncio.create_task(keep_up(database, TABLES, None, 1000))
+    await until(lambda: only_new_batches(database))
+    upkeep.cancel()
+    await asyncio.gather(upkeep, return_exceptions=True)
+
+
+async def only_new_batches(database: Database) -> bool:
+    return await count(database, "event_batches") == 1
 
 
 async def test_one_process_at_a_time_deletes(postgres_url: str) -> None:
