@@ -35,11 +35,11 @@ class EventFilter:
     session_id: str | None = None
     instance_id: str | None = None
     since: dt.datetime | None = None
-    """Created at or after."""
+    """Created at or after; events whose ``created_at`` is ten minutes and more from when they were stored may be missed."""
     until: dt.datetime | None = None
-    """Created before."""
+    """Created before; likewise."""
     after: int | None = None
-    """With a seq above; the last one of the page before."""
+    """With a seq above (below, with ``newest_first``): the last one of the page before."""
     limit: int = 100
     newest_first: bool = False
 
