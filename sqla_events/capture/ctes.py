@@ -87,7 +87,7 @@ def _sql(caught: Caught, beginning: str, callers: str) -> str:
         plan = caught.plans.get(cte)
         if plan is not None:
             marks = [f"sqla_events_{number}_{n}" for n in range(len(plan.ride))]
-            wanted = (f"{one} AS {mark}" for one, mark in zip(ride.columns(plan, caught.context), marks, strict=True))
+            wanted = (f"{one} AS {mark}" for one, mark in zip(ride.columns(plan, caught.context, cte.element.table), marks, strict=True))
             joint = ", " if cte.element._returning else " RETURNING "
             text = f"{text.removesuffix(')')}{joint}{', '.join(wanted)})"
             name = _NAME.match(text)[1]  # type: ignore[index]

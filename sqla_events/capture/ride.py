@@ -46,12 +46,12 @@ def along(plan: Plan, sql: str, context: Any) -> str:
         return sql
     plan.ride = wanted
     joint = ", " if context.compiled.effective_returning else " RETURNING "
-    return sql + ("\n" if "--" in sql else "") + joint + ", ".join(columns(plan, context))
+    return sql + ("\n" if "--" in sql else "") + joint + ", ".join(columns(plan, context, compiled_target(context)))
 
 
-def columns(plan: Plan, context: Any) -> list[str]:
-    """SQL of what rides along."""
-    owner = _owner(plan, context)
+def columns(plan: Plan, context: Any, target: Any) -> list[str]:
+    """SQL of what rides along with a statement that writes to the target."""
+    owner = _owner(plan, context, target)
     return [_sql(plan, key, owner, context) for key in plan.ride]
 
 
@@ -100,9 +100,8 @@ def _sql(plan: Plan, key: str, owner: str, context: Any) -> str:
     return str(column) if context.dialect.name == "sqlite" else f"{owner}.{column}"
 
 
-def _owner(plan: Plan, context: Any) -> str:
+def _owner(plan: Plan, context: Any, target: Any) -> str:
     """The name under which RETURNING knows the table."""
-    target = compiled_target(context)
     if isinstance(target, sa.sql.selectable.AliasedReturnsRows):
         owner = target.name
         if isinstance(owner, sa.sql.elements._truncated_label):
