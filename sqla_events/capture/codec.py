@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 import sqlalchemy as sa
@@ -25,6 +26,8 @@ from ..errors import CaptureError, ConfigError, EventError
 
 REDACTED = "[redacted]"
 UNENCODABLE = "[unencodable]"
+
+MAX_KINDS = 1000
 
 Form = Callable[[Any], Any]
 
@@ -230,6 +233,11 @@ class TableCodec:
         self._dialect = dialect
         self._kinds: dict[str, TypeEngine[Any]] = {}
         self._plain_key = all(codec.bind is None for codec in self._key_codecs.values())
+        self._names: dict[Any, tuple[str, ...]] = {}
+        """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none
+        where these are the keys."""
+        self.inserts: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        """By compiled INSERT: what its rows have in common."""
         self.placeholder = placeholder
         self.cascades: dict[str, str] = {}
         """What the database itself changes when a row goes, for events that say so: table -> action of its foreign key."""
@@ -262,18 +270,27 @@ class TableCodec:
         bind = self._key_codecs[key].bind
         return value if bind is None else bind(value)
 
-    def side(self, values: Mapping[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
-        """Column name -> what the JSON encoder takes. A Loaded value is at the level of the SQL type, others are as bound."""
-        lowered = {}
-        columns = self.columns
+    def side(self, values: dict[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
+        """Column name -> what the JSON encoder takes. A Loaded value is at the level of the SQL type, others are as bound.
+
+        May be ``values`` itself. Most rows of a table look alike: what was found for one holds for all with values of the
+        same types.
+        """
+        kinds = (*values, *map(type, values.values()))
+        names = self._names.get(kinds)
+        if names is not None:
+            return dict(zip(names, values.values(), strict=True)) if names else values
+        lowered, columns, plain = {}, self.columns, True
         for key, value in values.items():
             codec = columns.get(key)
-            if codec is None:
-                continue
-            if type(value) is codec.plain or (value is None and codec.none):
+            if codec is not None and (type(value) is codec.plain or (value is None and codec.none)):
                 lowered[codec.name] = value
-            else:
+                continue
+            plain = False
+            if codec is not None:
                 lowered[codec.name] = self._special(codec, value, where, types)
+        if plain and len(self._names) < MAX_KINDS:
+            self._names[kinds] = () if list(lowered) == list(values) else tuple(lowered)
         return lowered
 
     def _special(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types) -> Any:
@@ -285,12 +302,15 @@ class TableCodec:
 
     def blame(self, payload: dict[str, Any]) -> None:
         """Find the column whose value the encoder refuses, and raise, or put a placeholder in its place."""
-        for where in ("key", "before", "after"):
-            for name, value in payload.get(where, {}).items():
-                try:
-                    encoding.dumps(value)
-                except (EventError, TypeError, ValueError) as error:
-                    payload[where][name] = self._refused(name, value, error)
+        for where in payload.keys() & {"key", "before", "after"}:
+            payload[where] = {name: self._encodable(name, value) for name, value in payload[where].items()}
+
+    def _encodable(self, name: str, value: Any) -> Any:
+        try:
+            encoding.dumps(value)
+        except (EventError, TypeError, ValueError) as error:
+            return self._refused(name, value, error)
+        return value
 
     def _refused(self, name: str, value: Any, error: Exception) -> str:
         kind = type(value)

@@ -39,19 +39,16 @@ class Maker:
         if plan.cause is not None:
             first = plan.cause
             cause = type_of(self._schema(first, connection), str(first.table.name), first.verb)
-        heads = {
-            verb: _head(
-                schema, str(plan.table.name), verb, metadata, user_id, about.session_id, self._instance_id, plan.codec.version
-            )
-            for verb in plan.codec.operations
-        }
-        made = []
+        codec, made, heads = plan.codec, [], dict.fromkeys(plan.codec.operations)
         for new_id, row in zip(ids(len(rows)), rows, strict=True):
             verb = row.verb or plan.verb
             if verb in heads:
-                payload, types = self._payload(plan.codec, row, verb, cause)
+                head = heads[verb] = heads[verb] or _head(
+                    schema, str(plan.table.name), verb, metadata, user_id, about.session_id, self._instance_id, codec.version
+                )
+                payload, types = self._payload(codec, row, verb, cause)
                 types = _joined(types, special) if special else types
-                made.append((new_id, plan.codec.key_text(row.key), payload, types, heads[verb]))
+                made.append((new_id, codec.key_text(row.key), payload, types, head))
         return made
 
     def _schema(self, plan: Plan, connection: Connection) -> str:

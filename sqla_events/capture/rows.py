@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import repeat
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from .buffer import Buffer
-from .codec import SQL_NULL, Loaded
+from .codec import MAX_KINDS, SQL_NULL, Loaded
 from .plan import Plan, Program, Row, program_of
 from .ride import INSERTED, OLD, moves
 
@@ -88,6 +89,9 @@ def _split(row: dict[str, Loaded]) -> tuple[dict[str, Loaded], dict[str, Loaded]
 # Inserts of their parameters ----------------------------------------------------------------------------------------
 
 
+_Set = TypeVar("_Set")
+
+
 class _Shape(msgspec.Struct):
     """What the rows of one INSERT have in common: columns that are given, that are NULL, that nobody tells."""
 
@@ -98,19 +102,41 @@ class _Shape(msgspec.Struct):
 
 def inserted(plan: Plan, context: Any) -> list[Row]:
     """One row for each set of parameters that went in."""
-    told = _told(plan, context)
-    parameters = context.compiled_parameters[: len(told)]  # fewer rows where a listener of the user's dropped some
-    shape = _columns(plan, program_of(plan.shape, context), told[0] if told else {})
+    program, sets, keys = program_of(plan.shape, context), context.compiled_parameters, plan.codec.key
+    if context.compiled.effective_returning or plan.rode or not _says_keys(program, keys, sets):
+        told = _told(plan, context)
+        sets = sets[: len(told)]  # fewer rows where a listener of the user's dropped some
+        shape = _columns(plan, program, told[0] if told else {})
+    else:
+        told, shape = [], _kept_columns(plan, program, context.compiled)
     rows = []
-    for index, given in enumerate(parameters):
-        if plan.counts is not None and (index >= len(plan.counts) or plan.counts[index] == 0):
-            continue
+    for given, answer in zip(_gone_in(plan, sets), _gone_in(plan, told) or repeat(None), strict=False):
         after = {key: given[key] for key in shape.given}
-        if index < len(told):
-            after.update(told[index])
+        if answer:
+            after.update(answer)
         after.update(shape.nulls)
-        rows.append(Row({name: after[name] for name in plan.codec.key if name in after}, None, after, shape.unknown))
+        rows.append(Row({key: after[key] for key in keys if key in after}, None, after, shape.unknown))
     return rows
+
+
+def _kept_columns(plan: Plan, program: Program, compiled: Any) -> _Shape:
+    shape: _Shape | None = plan.codec.inserts.get(compiled)
+    if shape is None:
+        shape = plan.codec.inserts[compiled] = _columns(plan, program, {})
+    return shape
+
+
+def _says_keys(program: Program, keys: tuple[str, ...], sets: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the parameters say every row's key, so that nothing the database answers is news."""
+    return all(key in program.given for key in keys) and all(given[key] is not None for given in sets for key in keys)
+
+
+def _gone_in(plan: Plan, sets: Sequence[_Set]) -> Sequence[_Set]:
+    """Without the sets whose row was not inserted."""
+    counts = plan.counts
+    if counts is None or (0 not in counts and len(counts) == len(sets)):
+        return sets
+    return [one for one, count in zip(sets, counts, strict=False) if count]
 
 
 def _told(plan: Plan, context: Any) -> list[dict[str, Any]]:
@@ -179,27 +205,29 @@ def key_after(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def updated(plan: Plan, context: Any, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One row for each set."""
-    program = program_of(plan.shape, context)
-    moved, riding = program.moved, len(plan.rode) == len(sets)
-    unknown = () if riding else tuple(str(plan.table.columns[key].name) for key in sorted(moved))
+    program, table, by_key = program_of(plan.shape, context), plan.table, plan.shape.by_key or ()
+    given_keys, moved = program.given, program.moved
+    riding = len(plan.rode) == len(sets)
+    unknown = () if riding else tuple(str(table.columns[key].name) for key in sorted(moved))
     rows = []
     for index, given in enumerate(sets):
-        after = {key: given[key] for key in program.given}
+        after = {key: given[key] for key in given_keys}
         if riding and moved:
             after.update((key, value) for key, value in plan.rode[index].items() if key in moved)
-        key = {name: given[label] for name, label in plan.shape.by_key or ()}
-        before = _olds(buffer.states.pop((plan.table, tuple(key.values())), None), plan.table, after)
-        rows.append(Row(key, before, after, unknown))
+        key = {name: given[label] for name, label in by_key}
+        state = buffer.states.pop((table, tuple(key.values())), None)
+        rows.append(Row(key, {} if state is None else _olds(state, table, after), after, unknown))
     return rows
 
 
 def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One row for each set."""
-    rows = []
+    table, by_key, rows = plan.table, plan.shape.by_key or (), []
     for given in sets:
-        key = {name: given[label] for name, label in plan.shape.by_key or ()}
-        state = buffer.states.pop((plan.table, tuple(key.values())), None)
-        rows.append(Row(key, {**known_values(state, plan.table), **key}))
+        key = {name: given[label] for name, label in by_key}
+        before = known_values(buffer.states.pop((table, tuple(key.values())), None), table)
+        before.update(key)
+        rows.append(Row(key, before))
     return rows
 
 
@@ -208,7 +236,7 @@ def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> li
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:
     """A row as the session has loaded it; what it has not loaded is left out."""
-    return _olds(state, table, table.columns.keys())
+    return {} if state is None else _olds(state, table, _attributes(state.mapper, table))
 
 
 def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
@@ -216,22 +244,31 @@ def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
 
     after_execute of an UPDATE comes before the flush takes note of its outcome.
     """
-    if state is None:
-        return {}
-    names, committed, current = _attributes(state.mapper, table), state.committed_state, state.dict
-    found = {}
+    names, committed, current, found = _attributes(state.mapper, table), state.committed_state, state.dict, {}
     for key in keys:
         name = names.get(key)
-        if name is None:
+        if name in committed:
+            value = committed[name]
+        elif name in current:
+            value = current[name]
+        else:
             continue
-        value = committed[name] if name in committed else current.get(name, _UNKNOWN)
-        if not isinstance(value, _NO_VALUES):
+        if _IS_VALUE[type(value)]:
             found[key] = value
     return found
 
 
-_UNKNOWN = LoaderCallableStatus.NO_VALUE
-_NO_VALUES = (LoaderCallableStatus, sa.sql.ClauseElement)
+class _Kinds(dict[type, bool]):
+    """By type of an attribute's value: whether it is one, and no SQL expression or mark of a missing one."""
+
+    def __missing__(self, kind: type) -> bool:
+        is_value = not issubclass(kind, (LoaderCallableStatus, sa.sql.ClauseElement))
+        if len(self) < MAX_KINDS:
+            self[kind] = is_value
+        return is_value
+
+
+_IS_VALUE = _Kinds()
 
 
 @lru_cache(maxsize=4096)
