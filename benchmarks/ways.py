@@ -95,9 +95,7 @@ class Way:
     def portions(self, session: Session, rows: int) -> None:
         """One transaction of very many rows, a portion at a time, as an import does it."""
         for start in range(0, rows, PORTION):
-            session.add_all([self.item(**model.values(number)) for number in range(start, start + PORTION)])
-            session.flush()
-            session.expunge_all()
+            session.execute(sa.insert(self.item), [model.values(number) for number in range(start, start + PORTION)])
 
 
 class HandWritten(Way):
@@ -114,14 +112,6 @@ class HandWritten(Way):
         items = super().change(session, operation, rows)
         session.execute(sa.insert(EVENTS), [_event(one, verb) for one in items])
         return items
-
-    def portions(self, session: Session, rows: int) -> None:
-        for start in range(0, rows, PORTION):
-            items = [self.item(**model.values(number)) for number in range(start, start + PORTION)]
-            session.add_all(items)
-            session.flush()
-            session.execute(sa.insert(EVENTS), [_event(one, "create") for one in items])
-            session.expunge_all()
 
 
 def _event(one: Any, verb: str) -> dict[str, Any]:
@@ -151,7 +141,6 @@ class Captured(HandWritten):
     """Our hooks."""
 
     change = Way.change
-    portions = Way.portions
 
     def install(self, engine: Any) -> None:
         install_crud_hooks(engine, provider="memory")
@@ -161,7 +150,6 @@ class Triggers(HandWritten):
     """PL/pgSQL that writes the same events."""
 
     change = Way.change
-    portions = Way.portions
     by_row = False
 
     def prepare(self, engine: sa.Engine) -> None:

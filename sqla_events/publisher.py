@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -15,6 +14,7 @@ from sqlalchemy.orm import Session, scoped_session
 from . import context, log
 from .bridge import in_coroutine, wait_for
 from .capture import Capture
+from .capture.buffer import Written
 from .config import Config
 from .errors import ConfigError
 from .event import Event
@@ -145,8 +145,8 @@ class Publisher:
         if self._waiters:
             self._waiters.settled(group, event, error)
 
-    def committing(self, written: Sequence[tuple[Any, str]]) -> Callable[[bool], None]:
-        """A transaction that wrote events (id, type) commits now; what is returned is to be called when it has.
+    def committing(self, written: Written) -> Callable[[bool], None]:
+        """A transaction that wrote events commits now; what is returned is to be called when it has.
 
         It wakes the reader; in mode ``sync`` it also waits for the handlers. They are waited for from before the
         COMMIT on: a reader may be through with an event before anybody could ask.
@@ -155,17 +155,17 @@ class Publisher:
         if self._config.mode != "sync" or self._runtime() is None or in_handler():
             return lambda committed: self._count(written) if committed else None
         handled = self._waiters.expect(
-            one for event_id, event_type in written for one in self._interested(event_id, event_type)
+            one for event_id, event_type in written.ids for one in self._interested(event_id, event_type)
         )
         return lambda committed: self._await_handlers(handled, written) if committed else self._waiters.forget(handled)
 
-    def _count(self, written: Sequence[tuple[Any, str]]) -> None:
+    def _count(self, written: Written) -> None:
         self._ring()
         if self._signals:
-            for event_type, count in Counter(event_type for _, event_type in written).items():
+            for event_type, count in written.counts.items():
                 self._signals.emit(Published("database", event_type, count))
 
-    def _await_handlers(self, handled: Future[None], written: Sequence[tuple[Any, str]]) -> None:
+    def _await_handlers(self, handled: Future[None], written: Written) -> None:
         self._count(written)
         try:
             wait_for(handled, self._config.sync_timeout)

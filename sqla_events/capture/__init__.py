@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,7 +19,7 @@ from ..errors import CaptureError
 from ..schema import Tables
 from ..signals import Gap, Signals, logger
 from . import cascades, outbox
-from .buffer import Buffer, buffer_of
+from .buffer import Buffer, Written, buffer_of
 from .cascades import Cascades
 from .choice import Choice, columns
 from .codec import TableCodec
@@ -32,8 +31,8 @@ from .rows import known_values
 from .settings import CaptureSettings
 
 After = Callable[[bool], None]
-Committing = Callable[[list[tuple[Any, str]]], After]
-"""Called right before COMMIT with (id, type) of the transaction's events; what it returns is called when it went well
+Committing = Callable[[Written], After]
+"""Called right before COMMIT with the transaction's events; what it returns is called when it went well
 (True), or did not (False)."""
 
 DRAIN_AT = 1000
@@ -52,14 +51,14 @@ class Capture:
         instance_id: str,
         committing: Committing,
         signals: Signals,
-        track_ids: bool = False,
+        wants_ids: bool = False,
     ) -> None:
         self._engine = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
         self._settings = settings
         self._tables = tables
         self._committing = committing
         self._signals = signals
-        self._track_ids = track_ids
+        self._wants_ids = wants_ids
         self._codecs: dict[sa.Table, TableCodec | None] = {}
         self._readers: dict[sa.Table, TableCodec] = {}
         self._cascades = Cascades(self._captured, self._reader) if settings.cascades == "events" else None
@@ -130,7 +129,7 @@ class Capture:
             buffer.clear()
             raise
         if buffer.written:
-            buffer.after = self._committing(list(buffer.written))
+            buffer.after = self._committing(buffer.written.copy())
             _committed.set((*_committed.get(), buffer.after))
         buffer.clear()
         self._marks.ended()
@@ -153,16 +152,18 @@ class Capture:
     def _rollback_twophase(self, connection: Connection, xid: Any, is_prepared: bool) -> None:
         self._rollback(connection)
 
-    def _savepoint(self, connection: Connection, name: str) -> None:
+    def _savepoint(self, connection: Connection, name: str | None) -> None:
         buffer = buffer_of(connection)
         self._drain(connection, buffer)
-        buffer.marks[name] = len(buffer.written)
+        if name is None:  # SQLAlchemy names it after this, by the next number
+            name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]
+        buffer.marks[name] = buffer.written.copy()
 
     def _rollback_savepoint(self, connection: Connection, name: str, _: Any) -> None:
         buffer = buffer_of(connection)
         buffer.rows.clear()
         buffer.plans.clear()
-        del buffer.written[buffer.marks.get(name, 0) :]
+        buffer.written = buffer.marks[name].copy() if name in buffer.marks else Written()
 
     def _transaction_text(self, connection: Connection, word: str, name: str | None) -> None:
         """Somebody writes SAVEPOINT, ROLLBACK or COMMIT as text: what is captured must be on the right side of it."""
@@ -186,7 +187,7 @@ class Capture:
 
     def note(self, connection: Connection, event_id: Any, event_type: str) -> None:
         """An event was published by hand in this connection's transaction."""
-        buffer_of(connection).written.append((event_id, event_type))
+        buffer_of(connection).written.add(event_type, event_id if self._wants_ids else None)
 
     def _drain(self, connection: Connection, buffer: Buffer) -> None:
         if not buffer.rows:
@@ -200,16 +201,13 @@ class Capture:
         self._drain(connection, buffer_of(connection))
 
     def _emit(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Sequence[Row]) -> None:
-        for start in range(0, len(rows), DRAIN_AT):
-            events = self._maker.events(connection, plan, rows[start : start + DRAIN_AT])
-            buffer.rows += events
-            if self._track_ids:
-                buffer.written += [(uuid.UUID(one[0]), one[4].type) for one in events]
-            else:
-                buffer.written += [_untracked(one[4].type) for one in events]
-            full = len(buffer.rows) >= self._drain_at or plan.table.name in self._marks.known  # what its trigger writes comes after
-            if full and plan.verb != "read":  # a result is being fetched: its connection is busy
-                self._drain(connection, buffer)
+        events = self._maker.events(connection, plan, rows)
+        buffer.rows += events
+        for one in events:
+            buffer.written.add(one[4].type, uuid.UUID(one[0]) if self._wants_ids else None)
+        full = len(buffer.rows) >= self._drain_at or plan.table.name in self._marks.known  # what its trigger writes comes after
+        if full and plan.verb != "read":  # a result is being fetched: its connection is busy
+            self._drain(connection, buffer)
 
     def _gap(self, schema: str | None, table: str, statement: str, reason: str) -> None:
         """A write that cannot be seen into; those to tables that are not captured, and to Alembic's, are nobody's loss."""
@@ -294,12 +292,6 @@ class Capture:
 _TRANSACTION = (
     "commit", "rollback", "savepoint", "rollback_savepoint", "prepare_twophase", "commit_twophase", "rollback_twophase",
 )  # fmt: skip
-
-
-@lru_cache(maxsize=4096)
-def _untracked(kind: str) -> tuple[None, str]:
-    """One tuple for all events of a type: a transaction of a million rows keeps a million pointers, not a million ids."""
-    return None, kind
 
 
 def _finish() -> None:

@@ -15,6 +15,33 @@ from ..errors import CaptureError
 ATTRIBUTE = "_sqla_events_buffer"
 
 
+class Written:
+    """The events of a transaction, in the table or on their way: how many of each type, and which ids are asked for.
+
+    So a transaction of a million rows keeps a few numbers.
+    """
+
+    __slots__ = ("counts", "ids")
+
+    def __init__(self, counts: dict[str, int] | None = None, ids: list[tuple[Any, str]] | None = None) -> None:
+        self.counts = dict(counts or {})
+        self.ids = list(ids or ())
+        """(id, type) of those whose handlers somebody waits for."""
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def add(self, event_type: str, event_id: Any = None) -> None:
+        """One more; with its id where somebody waits for it."""
+        self.counts[event_type] = self.counts.get(event_type, 0) + 1
+        if event_id is not None:
+            self.ids.append((event_id, event_type))
+
+    def copy(self) -> Written:
+        """As it is now: for a savepoint, and for what comes after the COMMIT."""
+        return Written(self.counts, self.ids)
+
+
 class Buffer:
     """Rows for the outbox in the order of their writes, and the statements that run now."""
 
@@ -24,10 +51,9 @@ class Buffer:
         self.rows: list[tuple[Any, ...]] = []
         self.plans: list[Any] = []
         self.states: dict[Any, Any] = {}
-        self.written: list[tuple[Any, str]] = []
-        """(id, type) of every event of the transaction, in the table or still in ``rows``; id is None where nobody asks."""
-        self.marks: dict[str, int] = {}
-        """How much was written when a savepoint was made."""
+        self.written = Written()
+        self.marks: dict[str, Written] = {}
+        """What was written when a savepoint was made."""
         self.after: Any = None
         """What waits to be told how the COMMIT went."""
         self.checked = False
@@ -41,7 +67,8 @@ class Buffer:
         self.rows.clear()
         self.plans.clear()
         self.states.clear()
-        self.written.clear()
+        if self.written:
+            self.written = Written()
         self.marks.clear()
         self.guarded = self.told = False
 

@@ -7,7 +7,7 @@ lend only what no statement knows: the objects behind a flush, for their old val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,13 @@ from .codec import TableCodec
 from .marks import Marks
 from .plan import Plan, Row, program_of, shape_of, unwrapped
 from .rows import deleted, inserted, matched, updated, whole_rows
-from .select import present_rows, refresh, still_there
+from .select import portions, present_rows, refresh, still_there
 from .upserts import standing
 
 MAX_STATES = 20_000
+
+PORTION = 1000
+"""Rows that are events in Python at the same time."""
 
 Emit = Callable[[Connection, Buffer, Plan, Sequence[Row]], None]
 
@@ -243,7 +246,7 @@ class Listener:
         self._done(connection, buffer, buffer.plans.pop(), context)
 
     def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
-        rows: Sequence[Row] = ()
+        rows: Iterable[Row] = ()
         if plan.whole:
             rows = whole_rows(plan, context, plan.rode) if plan.rode else ()
         elif plan.blind:
@@ -257,13 +260,15 @@ class Listener:
             rows = updated(plan, context, buffer, sets) if plan.verb == "update" else deleted(plan, buffer, sets)
         if plan.reached is not None:
             self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
-        elif rows:
+        else:
             self._tell(connection, buffer, plan, rows)
 
-    def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Sequence[Row]) -> None:
-        if plan.codec.triggered and plan.verb != "delete":
-            refresh(connection, plan, rows)
-        self._emit(connection, buffer, plan, rows)
+    def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Iterable[Row]) -> None:
+        """A portion at a time: of a statement with a million sets of parameters, no million rows are made at once."""
+        for some in portions(rows, PORTION):
+            if plan.codec.triggered and plan.verb != "delete":
+                refresh(connection, plan, some)
+            self._emit(connection, buffer, plan, some)
 
     def _cascaded(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[Row]) -> None:
         """What a statement wrote and what the database changed with it, in an order that foreign keys allow on a replay."""

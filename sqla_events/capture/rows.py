@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
 from typing import Any, TypeVar
@@ -100,7 +100,7 @@ class _Shape(msgspec.Struct):
     unknown: tuple[str, ...]
 
 
-def inserted(plan: Plan, context: Any) -> list[Row]:
+def inserted(plan: Plan, context: Any) -> Iterator[Row]:
     """One row for each set of parameters that went in."""
     program, sets, keys = program_of(plan.shape, context), context.compiled_parameters, plan.codec.key
     if context.compiled.effective_returning or plan.rode or not _says_keys(program, keys, sets):
@@ -109,14 +109,12 @@ def inserted(plan: Plan, context: Any) -> list[Row]:
         shape = _columns(plan, program, told[0] if told else {})
     else:
         told, shape = [], _kept_columns(plan, program, context.compiled)
-    rows = []
     for given, answer in zip(_gone_in(plan, sets), _gone_in(plan, told) or repeat(None), strict=False):
         after = {key: given[key] for key in shape.given}
         if answer:
             after.update(answer)
         after.update(shape.nulls)
-        rows.append(Row({key: after[key] for key in keys if key in after}, None, after, shape.unknown))
-    return rows
+        yield Row({key: after[key] for key in keys if key in after}, None, after, shape.unknown)
 
 
 def _kept_columns(plan: Plan, program: Program, compiled: Any) -> _Shape:
@@ -203,32 +201,29 @@ def key_after(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given.get(name, given[label]) for name, label in plan.shape.by_key or ()}
 
 
-def updated(plan: Plan, context: Any, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> list[Row]:
+def updated(plan: Plan, context: Any, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """One row for each set."""
     program, table, by_key = program_of(plan.shape, context), plan.table, plan.shape.by_key or ()
     given_keys, moved = program.given, program.moved
     riding = len(plan.rode) == len(sets)
     unknown = () if riding else tuple(str(table.columns[key].name) for key in sorted(moved))
-    rows = []
     for index, given in enumerate(sets):
         after = {key: given[key] for key in given_keys}
         if riding and moved:
             after.update((key, value) for key, value in plan.rode[index].items() if key in moved)
         key = {name: given[label] for name, label in by_key}
         state = buffer.states.pop((table, tuple(key.values())), None)
-        rows.append(Row(key, {} if state is None else _olds(state, table, after), after, unknown))
-    return rows
+        yield Row(key, {} if state is None else _olds(state, table, after), after, unknown)
 
 
-def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> list[Row]:
+def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """One row for each set."""
-    table, by_key, rows = plan.table, plan.shape.by_key or (), []
+    table, by_key = plan.table, plan.shape.by_key or ()
     for given in sets:
         key = {name: given[label] for name, label in by_key}
         before = known_values(buffer.states.pop((table, tuple(key.values())), None), table)
         before.update(key)
-        rows.append(Row(key, before))
-    return rows
+        yield Row(key, before)
 
 
 # What the session knows ---------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -15,6 +15,9 @@ from .ride import compiled_target
 from .rows import key_after
 
 Values = dict[str, Loaded]
+
+
+_Item = TypeVar("_Item")
 
 
 def reserve(connection: Connection) -> None:
@@ -66,7 +69,7 @@ def matching(
     query = _columns(reader, table, names)
     if lock and connection.dialect.name == "postgresql":
         query = query.with_for_update()
-    for some in _portions((one for one in dict.fromkeys(wanted) if None not in one), 500):
+    for some in portions((one for one in dict.fromkeys(wanted) if None not in one), 500):
         where = sides[0].in_([one[0] for one in some]) if len(sides) == 1 else sa.tuple_(*sides).in_(some)
         found += _rows(names, _run(connection, plan, query.where(where), {}))
     return found
@@ -107,7 +110,8 @@ def refresh(connection: Connection, plan: Plan, rows: Sequence[Row]) -> None:
             row.after.update({name: one[name] for name in names})
 
 
-def _portions(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def portions(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    """Lists of at most so many."""
     left = iter(items)
     while portion := list(islice(left, size)):
         yield portion
