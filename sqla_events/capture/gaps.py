@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.sql import dml
@@ -42,13 +43,26 @@ _LITERAL = re.compile(r"'(?:[^']|'')*'")
 
 
 def _look_at_text(on_gap: OnGap, sql: str) -> None:
+    for schema, table, reason in _writes(sql) if len(sql) <= KEPT_LENGTH else _writes.__wrapped__(sql):
+        on_gap(schema, table, sql, reason)
+
+
+KEPT_LENGTH = 10_000
+"""Characters of a statement up to which it is looked at once: a SELECT passes here each time that it is executed."""
+
+
+@lru_cache(maxsize=512)
+def _writes(sql: str) -> list[tuple[str | None, str, str]]:
+    """Schema, table and reason of each write in a text."""
+    found = []
     for part in _LITERAL.sub("''", sql).split(";") if ";" in sql else (sql,):
         match, reason = _TEXT.match(part), "text SQL"
         if match is None and _WITH.match(part):
             match, reason = _CTE.match(_LITERAL.sub("''", part)), "a data-modifying CTE"
         if match:
             schema, _, name = match[1].rpartition(".")
-            on_gap(_bare(schema.rpartition(".")[2]) or None, _bare(name), sql, reason)
+            found.append((_bare(schema.rpartition(".")[2]) or None, _bare(name), reason))
+    return found
 
 
 def _bare(name: str) -> str:
