@@ -25,11 +25,17 @@ from .proof import DEFAULT_SCHEMA, CopyEngine, Name
 LOG = Names(events="suite_log", schema="suite")
 
 _TABLES = f"""
-SELECT CASE WHEN n.nspname = '{DEFAULT_SCHEMA}' OR n.oid = pg_my_temp_schema() THEN NULL ELSE n.nspname END, c.relname, c.oid::regclass::text
+SELECT CASE WHEN n.nspname = '{DEFAULT_SCHEMA}' OR n.oid = pg_my_temp_schema() THEN NULL ELSE n.nspname END AS schema, c.relname AS name,
+       c.oid::regclass::text AS qualified
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'suite')
   AND (n.nspname NOT LIKE 'pg\\_temp\\_%' OR n.oid = pg_my_temp_schema())
 ORDER BY c.relpersistence = 't'
+"""
+_WRITTEN = f"""
+SELECT schema, name FROM ({_TABLES}) AS tables WHERE qualified::regclass IN (
+  SELECT coalesce(pg_partition_root(relation), relation) FROM pg_locks
+  WHERE pid = pg_backend_pid() AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
 """
 
 
@@ -50,6 +56,12 @@ class PostgreSQL:
         if raw.closed or raw.autocommit:
             return False
         return raw.info.transaction_status in (TransactionStatus.IDLE, TransactionStatus.INTRANS)
+
+    def written(self, raw: Any) -> set[Name] | None:
+        """A transaction sees what others have committed since it began, and holds a lock on each table that it has written itself."""
+        if raw.info.transaction_status == TransactionStatus.IDLE:
+            return None
+        return set(_all(raw, _WRITTEN))
 
     def last(self, raw: Any) -> int:
         return int(_all(raw, "SELECT coalesce(max(seq), 0) FROM suite.suite_log")[0][0])

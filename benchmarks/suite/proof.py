@@ -37,6 +37,9 @@ class Database(Protocol):
     def contents(self, raw: Any) -> dict[Name, Counter[Any]]:
         """The rows of all tables, in a form that can be compared and put into a copy."""
 
+    def written(self, raw: Any) -> set[Name] | None:
+        """The tables that its open transaction can have changed; None where that may be each."""
+
     def last(self, raw: Any) -> int:
         """The number of the newest event."""
 
@@ -112,6 +115,7 @@ class Proof:
         if not self.database.usable(self.raw):
             report.unchecked.append("the transaction is aborted, or the connection closed")
             return
+        written = self.database.written(self.raw)
         for connection, capture in list(self.connections.items()):
             if not connection.closed and not connection.invalidated and connection.connection.dbapi_connection is self.raw:
                 capture.drain(connection)
@@ -120,14 +124,15 @@ class Proof:
         report.checks += 1
         report.rows += sum(rows.total() for rows in after.values())
         report.events += len(events)
-        found = self._differences(after, events)
+        found = self._differences(after, events, written)
         for name, text in found:
             (report.behind_gaps if name[1] in self.gaps else report.differences).append(text)
 
-    def _differences(self, after: dict[Name, Counter[Any]], events: list[Event]) -> list[tuple[Name, str]]:
+    def _differences(self, after: dict[Name, Counter[Any]], events: list[Event], written: set[Name] | None) -> list[tuple[Name, str]]:
         assert self._before is not None
         named = {name_of(event) for event in events}
-        touched = named | {name for name, rows in after.items() if rows != self._before.get(name, Counter())}
+        changed = {name for name, rows in after.items() if rows != self._before.get(name, Counter())}
+        touched = named | (changed if written is None else changed & written)
         concerned = {name: self._before.get(name, Counter()) for name in touched if name in after}
         found = [(name, f"{name}: events of a table that is not there") for name in named if name not in after and name in self._before]
         if not concerned:

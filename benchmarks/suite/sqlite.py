@@ -38,6 +38,9 @@ class SQLite:
             return False
         return True
 
+    def written(self, raw: Any) -> None:
+        """A transaction that writes is the only one, and sees no other's commits."""
+
     def last(self, raw: Any) -> int:
         return int(_all(raw, "SELECT coalesce(max(seq), 0) FROM suite_log")[0][0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,15 @@ class Page(Base):
 
 @pytest.fixture
 def proving(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[sa.Engine, Report]]:
+    with proved(empty_database_url, monkeypatch) as found:
+        yield found
+
+
+@contextmanager
+def proved(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[sa.Engine, Report]]:
     report = Report()
     monkeypatch.setattr(hooks, "_report", lambda: report)
-    engine = sa.create_engine(empty_database_url)
+    engine = sa.create_engine(url)
     hooked = hooks.Hooked(engine, hooks.DATABASES[engine.dialect.name])
     Base.metadata.create_all(engine)
     yield engine, report
@@ -97,6 +104,19 @@ def test_what_goes_around_sqlalchemy_is_a_difference(proving: tuple[sa.Engine, R
         connection.execute(sa.insert(Page), {"title": "seen"})
         connection.connection.cursor().execute("UPDATE proof_pages SET views = 7")
     assert report.differences
+
+
+def test_what_another_transaction_has_committed_is_no_difference(empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On PostgreSQL it is seen at once; what goes around SQLAlchemy in the transaction's own tables is still found."""
+    with proved(empty_postgres_url, monkeypatch) as (engine, report):
+        for around in (False, True):
+            with engine.begin() as one:
+                one.execute(sa.insert(Page), {"title": "seen"})
+                with engine.begin() as other:
+                    other.execute(sa.insert(links), {"page": None, "other": None})
+                if around:
+                    one.connection.cursor().execute("DELETE FROM proof_links")
+            assert bool(report.differences) is around
 
 
 def record(**about: Any) -> dict[str, Any]:
