@@ -48,6 +48,11 @@ class Ear:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._event.set)
 
+    @property
+    def rung(self) -> bool:
+        """Whether there was a ring since the last call of :meth:`wait` or :meth:`clear`."""
+        return self._event.is_set()
+
     async def wait(self, seconds: float | None) -> bool:
         """Wait for a ring, at most so long; whether there was one since the last call."""
         if not self._event.is_set():

@@ -21,8 +21,9 @@ from ..retry import FOREVER
 from ..signals import logger
 from .log import LogProvider
 
-COALESCE = 0.005
-"""Seconds between two notifications: commits in between ring once."""
+COALESCE, COALESCE_AT_MOST = 0.005, 0.02
+"""Seconds between two notifications: commits in between ring once. As long as there are some in every pause, pauses get
+longer: whoever listens looks every few milliseconds by itself while events keep coming."""
 
 
 class DatabaseProvider(LogProvider):
@@ -78,16 +79,24 @@ class DatabaseProvider(LogProvider):
         await self._database.listen(self._channel, self._remote.ring)
 
     async def _ring(self) -> None:
-        ear = Ear(self._context.doorbell)
+        ear, pause = Ear(self._context.doorbell), COALESCE
         try:
             async with self._database.hold(autocommit=True) as held:
                 while True:
+                    if not ear.rung:
+                        pause = COALESCE
                     if await ear.wait(None):
                         await held.run(_notify, self._channel)
-                        await asyncio.sleep(COALESCE)
+                        await asyncio.sleep(pause)
+                        pause = min(2 * pause, COALESCE_AT_MOST)
         finally:
             ear.close()
 
 
 def _notify(connection: Connection, channel: str) -> None:
-    connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": channel})
+    connection.execute(_NOTIFY, {"channel": channel})
+
+
+_NOTIFY = text("SELECT set_config('synchronous_commit', 'off', true), pg_notify(:channel, '')")
+"""A notification gets a transaction id, and so would wait for the disk, which it has no need of. Local to the statement's
+transaction, so it works through a transaction pooler."""
