@@ -39,7 +39,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from . import triggers
-from .bridge import Database, LoopThread
+from .bridge import Database, LoopThread, database_url
 from .errors import ConfigError
 from .log.check import verify
 from .log.ranges import SIZE, partition_sql
@@ -160,7 +160,7 @@ def connected(target: Target, fn: Callable[[Connection], None]) -> None:
         with target.begin() as connection:
             fn(connection)
     else:
-        _at(make_url(target), fn)
+        _at(database_url(target), fn)
 
 
 def _at(url: URL, fn: Callable[[Connection], None]) -> None:

@@ -1,4 +1,4 @@
-"""The command ``sqla-events``: migrate, relay, tail, status, replay, pause, resume, dead-letters, demo.
+"""The command ``sqla-events``: migrate, relay, tail, status, replay, pause, resume, triggers, dead-letters, settings, demo.
 
 What goes wrong is one line on stderr and exit code 1; a command that was typed wrongly is exit code 2.
 
@@ -14,14 +14,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from .bridge import engine_of
+from .bridge import database_url, engine_of
 from .broker import Broker
 from .config import Config
 from .errors import ConfigError, EventError, SQLAlchemyEventsError
@@ -104,20 +105,17 @@ def _of_some_letters(command: Command) -> Command:
     return _configured(command)
 
 
-def _database(url: str) -> URL:
-    """The URL with our driver where it names none (SQLAlchemy would take psycopg2, which we do not install)."""
-    parsed = make_url(url)
-    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername in {"postgresql", "postgres"} else parsed
-
-
 @contextmanager
 def _broker(url: str, **options: Any) -> Iterator[Broker]:
     """A broker that captures nothing and runs nothing yet."""
     engine = _engine(url)
     if engine is None:
         options["provider"] = url
+    config = _config(**options)
+    if engine is not None:
+        _refuse_missing_file(engine.url)
     try:
-        yield Broker(_config(**options), engine)
+        yield Broker(config, engine)
     finally:
         if engine is not None:
             getattr(engine, "sync_engine", engine).dispose()
@@ -125,11 +123,24 @@ def _broker(url: str, **options: Any) -> Iterator[Broker]:
 
 def _engine(url: str) -> Engine | AsyncEngine | None:
     """None for the URL of a transport: what is asked is asked there, without a database."""
+    return None if _is_transport(url) else engine_of(url)
+
+
+def _is_transport(url: str) -> bool:
+    """By the scheme alone: the rest of a transport's URL may be none to SQLAlchemy (several hosts with commas)."""
+    name, separator, _ = url.partition("://")
     try:
-        make_url(url).get_dialect()
-    except NoSuchModuleError:
-        return None
-    return engine_of(url)
+        make_url(f"{name.partition('+')[0]}://").get_dialect()
+    except (NoSuchModuleError, ArgumentError):
+        return bool(separator) and name != "postgres"
+    return False
+
+
+def _refuse_missing_file(url: URL) -> None:
+    """SQLite would make an empty database where a path was mistyped."""
+    path = url.database if url.get_backend_name() == "sqlite" else None
+    if path and not path.startswith((":memory:", "file:")) and not Path(path).is_file():
+        raise ConfigError(f"there is no file {path!r}; if that is its name, create it with: sqla-events migrate {str(url)!r}")
 
 
 def _config(table_name: str | None, schema: str | None, config: str | None = None, provider: str | None = None) -> Config:
@@ -154,14 +165,14 @@ def migrate(
     """Create the event tables, or bring them up to date."""
     from . import alembic
 
-    names = Names(table_name or "events", schema)
+    names = Names("events" if table_name is None else table_name, schema)
     if downgrade:
-        alembic.downgrade(_database(url), names)
+        alembic.downgrade(database_url(url), names)
         click.echo(f"dropped {names.events} and what belongs to it")
     else:
-        alembic.upgrade(_database(url), names)
+        alembic.upgrade(database_url(url), names)
         if partitioned:
-            alembic.partition(_database(url), names, partition_size)
+            alembic.partition(database_url(url), names, partition_size)
         click.echo(f"{names.events} is up to date")
 
 
@@ -318,7 +329,9 @@ def event_triggers(url: str) -> None:
         found.extend(triggers.installed(connection))
         wrong.extend(triggers.drift(connection))
 
-    alembic.connected(_database(url), look)
+    target = database_url(url)
+    _refuse_missing_file(target)
+    alembic.connected(target, look)
     if wrong:
         raise click.ClickException("; ".join(wrong))
     click.echo(f"event triggers fit their tables: {', '.join(found)}" if found else "there are no event triggers")
@@ -407,4 +420,4 @@ def demo(ctx: click.Context, url: str | None) -> None:
     """Play a small shop and count that nothing is lost. On a database of yours it makes tables shop_… and drops them."""
     from .demo import run
 
-    ctx.exit(run(None if url is None else _database(url)))
+    ctx.exit(run(None if url is None else database_url(url)))

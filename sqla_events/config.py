@@ -342,8 +342,9 @@ def _yaml(text: str, name: str) -> Mapping[str, Any]:
     except ValueError:  # 2026-13-45 looks like a date
         raise ConfigError(f"{name} is not YAML: it holds a date or number that there is not") from None
     if not isinstance(content, Mapping):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(
-            f"{name} holds {type(content).__name__}; it must hold a mapping, with or without the key event_broker"
+            f"{name} holds {found}; it must hold a mapping, with or without the key event_broker"
         )
     return _unwrapped(content)
 

@@ -118,11 +118,7 @@ def _letter(one: Any, row: Row) -> DeadLetter:
 
 def _event(one: Any, row: Row) -> Event:
     """The event with its failure; one that cannot be decoded still shows what is known of it."""
-    try:
-        event = row.to_event()
-    except EventError:
-        event = row.without_payload().to_event()
-    return event.replace(status=Status.FAILED, error=one.error, retry_count=max(one.attempts - 1, 0))
+    return row.known().replace(status=Status.FAILED, error=one.error, retry_count=max(one.attempts - 1, 0))
 
 
 def _redrive(connection: Connection, tables: Tables, ids: Sequence[str] | None, group: str | None, pattern: str) -> int:

@@ -417,9 +417,15 @@ def decode(text: bytes | str) -> Event:
 def decode_values(
     payload: bytes | str | msgspec.Raw, metadata: bytes | str | msgspec.Raw | None, types: str | None
 ) -> tuple[Any, dict[str, Any]]:
-    """Payload and metadata as Python values, from their JSON texts and the sidecar's text."""
-    value = _any.decode(payload)
-    about = _any.decode(metadata) if metadata else {}
+    """Payload and metadata as Python values, from their JSON texts and the sidecar's text.
+
+    :raises EventError: where a text is not JSON, or does not fit the sidecar.
+    """
+    try:
+        value = _any.decode(payload)
+        about = _any.decode(metadata) if metadata else {}
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EventError(f"payload or metadata cannot be decoded: {error}") from error
     if types:
         lifted = encoding.lift({"payload": value, "metadata": about}, types)
         if not isinstance(lifted, dict):

@@ -126,7 +126,9 @@ class Runtime:
         :raises ConfigError: in a process without one.
         """
         if self.database is None:
-            raise ConfigError("this broker has no database to ask; make it with an engine")
+            raise ConfigError(
+                "this is asked of the log, and the broker has no database: give it the database's URL (database.url), or an engine"
+            )
         return self.database
 
     async def the_provider(self) -> Provider:
@@ -172,7 +174,7 @@ class Runtime:
             self._part("elsewhere", self._look_elsewhere)
             await until_available(self._heed_pauses, ProviderUnavailable, asyncio.sleep, self._unavailable("database"))
             self._part("pauses", self._watch_pauses)
-        for group in self._groups:
+        for group in list(self._groups):
             self.consume(group)
 
     async def _serve_destination(self, name: str, provider: Provider) -> None:
@@ -305,7 +307,7 @@ class Runtime:
         while True:
             await asyncio.sleep(ELSEWHERE_SECONDS)
             for event_id in self._awaited():
-                for group in self._groups:
+                for group in list(self._groups):  # a thread may subscribe meanwhile
                     event = await self.database.run(log.get_event, self.tables, event_id, group)
                     if event is not None and event.status in (Status.COMPLETED, Status.FAILED):
                         self._on_settled(

@@ -13,7 +13,7 @@ a position's commit would fail whenever anybody touched its row, under AUTOCOMMI
 """
 
 from .bells import Doorbell, Ear
-from .database import Database, Held, engine_of, pinned
+from .database import Database, Held, database_url, engine_of, pinned
 from .failures import in_memory, is_locked, refuse_autocommit, translated
 from .loops import LoopThread, Runnable, answer, in_coroutine, in_thread, run_until_signal, wait_for
 
@@ -25,6 +25,7 @@ __all__ = [
     "LoopThread",
     "Runnable",
     "answer",
+    "database_url",
     "engine_of",
     "in_coroutine",
     "in_memory",

@@ -17,15 +17,31 @@ from .failures import patiently, refuse, translated
 T = TypeVar("T")
 
 
-def engine_of(url: str | URL) -> Engine | AsyncEngine:
-    """An engine for a URL: an AsyncEngine where its driver is an asyncio one. PostgreSQL without a driver gets psycopg.
+def database_url(url: str | URL) -> URL:
+    """The URL, with psycopg where it is PostgreSQL's and names no driver: SQLAlchemy would take one that we do not install.
 
-    :raises ConfigError: for a URL that is none, or whose driver is not installed.
+    :raises ConfigError: for a text that is no URL (it is not shown where it may hold a password), or another database's.
     """
     try:
         target = make_url(url)
-        if target.drivername in ("postgresql", "postgres"):  # SQLAlchemy would take psycopg2, which we do not install
-            target = target.set(drivername="postgresql+psycopg")
+    except (exc.ArgumentError, ValueError):
+        shown = "the database URL" if "@" in str(url) else repr(url)
+        raise ConfigError(
+            f"{shown} cannot be read as one; write postgresql+psycopg://user@host:port/database or sqlite:///file.db"
+        ) from None
+    name = target.get_backend_name()
+    if name not in ("postgresql", "postgres", "sqlite"):
+        raise ConfigError(f"the database is {name!r}; the event log needs postgresql or sqlite")
+    return target.set(drivername="postgresql+psycopg") if target.drivername in ("postgresql", "postgres") else target
+
+
+def engine_of(url: str | URL) -> Engine | AsyncEngine:
+    """An engine for a URL, see :func:`database_url`: an AsyncEngine where its driver is an asyncio one.
+
+    :raises ConfigError: for a URL that is none, or whose driver is not installed.
+    """
+    target = database_url(url)
+    try:
         is_async = target.get_dialect().is_async and target.get_driver_name() != "psycopg"
         return create_async_engine(target) if is_async else create_engine(target)
     except (exc.ArgumentError, exc.NoSuchModuleError, ModuleNotFoundError) as error:

@@ -121,7 +121,7 @@ class ColumnCodec:
             return None
         if value is None:
             return None
-        return msgspec.Raw(self.dumps(value).encode())
+        return _strict(self.dumps(value), pointer, types)
 
     def loader(self, code: Any) -> Form:
         """What brings a value that the driver returned with this type code to the level of the SQL type."""
@@ -138,6 +138,16 @@ class ColumnCodec:
         if load is None:
             return lambda raw: null if raw is None else raw
         return lambda raw: null if raw is None else load(raw)
+
+
+def _strict(text: str, pointer: str, types: encoding.Types) -> Any:
+    """The text itself, unless it is JSON to Python alone: SQLite stores what the serializer makes of NaN, no reader takes it."""
+    if "NaN" in text or "Infinity" in text or "\\ud" in text:
+        try:
+            msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return encoding.lower(json.loads(text), pointer, types)
+    return msgspec.Raw(text.encode())
 
 
 class Loaded:

@@ -95,7 +95,7 @@ def seen_by(connection: Connection, tables: Tables, rows: Sequence[Row], group: 
     for start in range(0, len(rows), PAGE):
         seqs = [row.seq for row in rows[start : start + PAGE]]
         states |= {state.seq: state for state in connection.execute(_states(connection, tables, seqs, group))}
-    return [_with_state(row.to_event(), states.get(row.seq)) for row in rows]
+    return [_with_state(row.known(), states.get(row.seq)) for row in rows]
 
 
 def _states(connection: Connection, tables: Tables, seqs: list[int], group: str) -> sa.Select[Any]:

@@ -158,8 +158,14 @@ class Row(msgspec.Struct, gc=False):
         second, milli = divmod(milli, 1000)
         return f"{_seconds[second]}.{_THREE[milli]}{_THREE[micro]}Z"
 
-    def without_payload(self) -> Row:
-        """What is left of an event whose payload cannot be decoded."""
+    def known(self) -> Event:
+        """The event for whoever looks at it: of one that cannot be decoded, all but payload and metadata."""
+        try:
+            return self.to_event()
+        except EventError:
+            return self._without_payload().to_event()
+
+    def _without_payload(self) -> Row:
         bare = msgspec.structs.replace(self.same, types=None)
         return Row(self.seq, self.id, bare, self.key, self.user_id, self.session_id, None, self.created, "null")
 

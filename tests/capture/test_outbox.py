@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from sqla_events.alembic import upgrade
 from sqla_events.capture import outbox
 from sqla_events.capture.outbox import COLUMNS, COPY_ROWS, Captured, Head, write
 from sqla_events.schema import Names, Tables
+from tests.integration.shop import eventually
 
 POSTGRES = ["postgresql+psycopg", "postgresql+psycopg_async", "postgresql+asyncpg"]
 DRIVERS = ["sqlite", "sqlite+aiosqlite", *POSTGRES]
@@ -260,5 +262,55 @@ def test_captured_and_read_back(database_url: str, count: int) -> None:
         connection.execute(sa.insert(NOTES), wanted)
     events = broker.list(EventFilter(limit=2000))
     assert [event.payload["after"] for event in sorted(events, key=lambda event: event.seq)] == wanted
+    broker.uninstall()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("value", [{"a": float("nan"), "b": [1, None, float("-inf")]}, float("inf"), {"text": "NaN and \\ud800"}, "🦊"])
+def test_what_only_python_takes_for_json(sqlite_url: str, value: Any) -> None:
+    """SQLite stores NaN in a JSON column; the event has it too, in JSON that every reader takes."""
+    engine = sa.create_engine(sqlite_url)
+    table = sa.Table("loose", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("doc", sa.JSON))
+    table.create(engine)
+    broker = install_crud_hooks(engine)
+    with engine.begin() as connection:
+        connection.execute(table.insert().values(id=1, doc=value))
+    with engine.begin() as connection:
+        (payload,) = connection.exec_driver_sql("SELECT payload FROM events").one()
+    json.loads(payload, parse_constant=pytest.fail)
+    (event,) = broker.list()
+    assert repr(event.after["doc"]) == repr(value)  # NaN is not equal to itself
+    broker.uninstall()
+    engine.dispose()
+
+
+def test_half_a_surrogate_in_json_is_refused(sqlite_url: str) -> None:
+    """As everywhere: no transport could carry it."""
+    engine = sa.create_engine(sqlite_url)
+    table = sa.Table("loose", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("doc", sa.JSON))
+    table.create(engine)
+    broker = install_crud_hooks(engine)
+    with pytest.raises(CaptureError, match=r"loose\.doc .*lone surrogate"), engine.begin() as connection:
+        connection.execute(table.insert().values(id=1, doc={"a": "\ud800"}))
+    broker.uninstall()
+    engine.dispose()
+
+
+def test_a_payload_that_is_no_json_can_be_looked_at(sqlite_url: str) -> None:
+    """What another program wrote into the log is listed and buried without its payload, and breaks no question."""
+    engine = sa.create_engine(sqlite_url)
+    broker = install_crud_hooks(engine)
+    receipt = broker.publish("a.b.c", {"x": 1})
+    receipt.result(10)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE events SET payload = '{\"x\": NaN}'")
+    (event,) = broker.list()
+    assert (event.type, event.payload) == ("a.b.c", None)
+    assert broker.get(receipt.event.id) == event
+    broker.subscribe("*", handler=print)
+    broker.start()
+    (letter,) = eventually(broker.dead_letters.list)
+    assert (letter.event.type, letter.event.payload) == ("a.b.c", None)
+    assert "cannot be decoded" in letter.error
     broker.uninstall()
     engine.dispose()

@@ -85,12 +85,25 @@ def test_migrate_into_a_schema(empty_postgres_url: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("migrate", "mysql+nothing://x/y"), "mysql"),
-        (("migrate", "no url"), "Could not parse"),
+        (("migrate", "mysql+nothing://x/y"), "the database is 'mysql'"),
+        (("status", "mysql://x/y"), "the database is 'mysql'"),
+        (("migrate", "redis://x"), "the database is 'redis'"),
+        (("migrate", "no url"), "'no url' cannot be read"),
+        (("status", "notaurl"), "'notaurl' cannot be read"),
+        (("triggers", "sqlite:app.db"), "'sqlite:app.db' cannot be read"),
+        (("status", "postgresql://u:secret@h:port/x"), "the database URL cannot be read"),
+        (("status", "postgresql+nothing://x/y"), "the database URL cannot be used"),
+        (("migrate", "sqlite:///x.db", "--table-name", ""), "table_name is ''"),
+        (("status", "redis://127.0.0.1:1"), "the broker has no database"),
+        (("dead-letters", "list", "nats://127.0.0.1:1,127.0.0.1:2"), "NATS does not answer"),
+        (("dead-letters", "list", "redis+cluster://127.0.0.1:1,127.0.0.1:2"), "127.0.0.1:1,127.0.0.1:2"),
+        (("dead-letters", "list", "carrier-pigeon://x"), "provider is 'carrier-pigeon'"),
         (("migrate", "sqlite://", "--schema", "s"), "SQLite has no schemas"),
         (("migrate", "sqlite://", "--table-name", "a b"), "table_name is 'a b'"),
         (("migrate", "postgresql://nobody@127.0.0.1:1/none"), "Connection refused|connection failed"),
-        (("status", "sqlite:////no/such/folder/x.db"), "unable to open database file"),
+        (("status", "sqlite:///mistyped.db"), "there is no file 'mistyped.db'"),
+        (("triggers", "sqlite:///mistyped.db"), "there is no file 'mistyped.db'"),
+        (("status", "sqlite:////no/such/folder/x.db"), "there is no file '/no/such/folder/x.db'"),
         (("tail", "sqlite:///x.db", "a..b"), "pattern is 'a..b'"),
         (("relay", "sqlite:///x.db", "--provider", "memory"), "nothing to relay"),
         (("relay", "sqlite:///x.db", "--provider", "redis://127.0.0.1:1"), "sqla-events migrate"),
@@ -101,8 +114,11 @@ def test_migrate_into_a_schema(empty_postgres_url: str) -> None:
 def test_what_goes_wrong_is_one_line(arguments: tuple[str, ...], message: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback, exit code 1, and the line says what is wrong."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.db").touch()
     error = failure(*arguments)
     assert any(part in error for part in message.split("|")), error
+    assert "secret" not in error
+    assert [one.name for one in tmp_path.iterdir()] == ["x.db"], "a mistyped path became a file"
 
 
 def test_missing_tables_name_the_command(empty_database_url: str) -> None:

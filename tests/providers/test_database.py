@@ -154,8 +154,8 @@ def completed(link: psycopg.Connection[Any]) -> bool:
     [
         ({"provider": "database"}, "database.url does not say"),
         ("postgresql+nodriver://h/d", "URL cannot be used"),
-        ({"provider": "database", "database": {"url": "no url"}}, "URL cannot be used"),
-        ({"provider": "memory", "database": {"url": "mysql://h/d"}}, "cannot be used"),
+        ({"provider": "database", "database": {"url": "no url"}}, "'no url' cannot be read"),
+        ({"provider": "memory", "database": {"url": "mysql://h/d"}}, "the database is 'mysql'"),
     ],
 )
 def test_what_connect_refuses(source: Any, told: str) -> None:

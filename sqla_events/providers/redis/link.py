@@ -10,7 +10,7 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from ...config import RedisSettings
 from ...errors import ConfigError, LeaseLost, ProviderUnavailable
@@ -81,7 +81,7 @@ class Link:
             yield
             if task and task.cancelling() > cancelled:  # Python 3.11: wait_for(), which redis-py calls, may swallow it
                 raise asyncio.CancelledError
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:  # the second is none of the first
             text = str(error)
             if "NOGROUP" in text:
                 raise LeaseLost(f"the consumer group is gone from Redis at {self._where}: {text}") from error
