@@ -172,7 +172,7 @@ def _copy(dialect: Dialect, cursor: Any, names: Names, rows: Sequence[Captured])
 
 def _psycopg(cursor: Any, names: Names, block: bytes) -> None:
     statement = f"COPY {names.qualified(names.events)} ({_NAMES}) FROM STDIN (FORMAT binary)"
-    if hasattr(cursor, "_adapt_connection"):
+    if hasattr(cursor, "_cursor"):  # SQLAlchemy's adapter, in 2.0 and 2.1
         await_only(_send(cursor._cursor, statement, block))
     else:
         with cursor.copy(statement) as copy:
