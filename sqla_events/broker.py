@@ -392,11 +392,15 @@ class Broker:
         """Take in nothing more, let handlers finish within ``timeout`` seconds (``shutdown_timeout``), settle, end.
 
         What is not finished by then comes again after the next start. Does nothing if the broker does not run.
+
+        :raises ConfigError: in a coroutine handler of this broker, which would wait for itself.
         """
         with self._lock:
             runtime, thread = self._runtime, self._thread
             if runtime is None or thread is None:
                 return
+            if thread.here:
+                raise ConfigError("stop() in a coroutine handler waits for itself: call it on another thread, or leave it to who started")
             self._runtime = self._thread = None
         try:
             thread.call(runtime.close(self._drain(timeout))).result()

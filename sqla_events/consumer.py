@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import time
 import traceback
 from collections import defaultdict
@@ -90,6 +91,8 @@ class _Job(msgspec.Struct, eq=False, gc=False):
         try:
             answer = self.subscription.handler(self._event())
             self.error = None if answer is None else _unawaited(answer, self.subscription)
+        except asyncio.CancelledError:
+            self.error = _cancelled()
         except BaseException as error:  # SystemExit in a handler must not end a worker
             self.error = error
         self.duration = time.perf_counter() - started
@@ -106,8 +109,12 @@ class _Job(msgspec.Struct, eq=False, gc=False):
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            self.error = RuntimeError("what the handler awaited was cancelled")  # its failure, not our end
-        except Exception as error:
+            self.error = _cancelled()
+        except (Exception, SystemExit) as error:  # as for a plain handler: it would end the loop
+            self.error = error
+        except KeyboardInterrupt as error:
+            if threading.current_thread() is threading.main_thread():  # somebody's Ctrl-C
+                raise
             self.error = error
         self.duration = time.perf_counter() - started
 
@@ -120,6 +127,10 @@ class _Job(msgspec.Struct, eq=False, gc=False):
         if self.failed or before:
             return event.replace(retry_count=self.failed or before.get(self.subscription.name, 0))
         return event
+
+
+def _cancelled() -> Exception:
+    return RuntimeError("what the handler awaited was cancelled")  # its failure, not our end
 
 
 def _unawaited(answer: object, subscription: Subscription) -> BaseException | None:

@@ -47,6 +47,11 @@ class LoopThread:
         """Run a coroutine on the loop; the future is for other threads to wait on."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
+    @property
+    def here(self) -> bool:
+        """Whether the caller runs on this loop, where waiting for it would never end."""
+        return self._thread is threading.current_thread()
+
     def call_soon(self, fn: Callable[..., object], *args: Any) -> None:
         """Call ``fn`` on the loop, soon."""
         self._loop.call_soon_threadsafe(fn, *args)
@@ -56,7 +61,7 @@ class LoopThread:
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._loop.stop)
-            if self._thread is not threading.current_thread():
+            if not self.here:
                 self._thread.join()
 
 

@@ -395,3 +395,27 @@ async def test_publishing_many_in_an_async_session(database_url: str, async_url:
         broker.publish_many([Event(type="a.b.c")], session=session)
     broker.uninstall()
     await engine.dispose()
+
+
+def test_a_coroutine_handler_cannot_stop_its_broker(app: App) -> None:
+    """It would wait for itself: an error says so and the broker goes on. A plain handler can."""
+    broker, told = app.hook(shutdown_timeout=5), list[Any]()
+
+    @broker.subscribe("public.users.*")
+    async def stops(event: Event) -> None:
+        with pytest.raises(ConfigError, match="waits for itself") as caught:
+            broker.stop()
+        told.append(caught.value)
+
+    @broker.subscribe("public.orders.*")
+    def may(event: Event) -> None:
+        broker.stop()
+        told.append("stopped")
+
+    broker.start()
+    app.add(User(id=1, name="Ann"))
+    eventually(lambda: told)
+    assert broker.running
+    app.add(Order(id=1, user_id=1))
+    eventually(lambda: told[1:] == ["stopped"])
+    assert not broker.running

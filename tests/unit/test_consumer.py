@@ -305,29 +305,31 @@ async def test_a_plain_function_that_returns_a_coroutine_is_told() -> None:
     assert "async def" in one.failures[0].error
 
 
-async def test_a_handler_whose_task_is_cancelled_fails_and_the_worker_lives() -> None:
+@pytest.mark.parametrize("kind", [0, 1])
+async def test_a_handler_whose_task_is_cancelled_fails_and_the_worker_lives(kind: int) -> None:
     """CancelledError from inside a handler is its failure."""
 
-    async def handler(event: Event) -> None:
+    def handler(event: Event) -> None:
         if event.payload == 0:
             raise asyncio.CancelledError
 
     one, two = Given(number=0), Given(number=1, lane="2")
-    async with Bench(handler, workers=1) as bench:
+    async with Bench(both_kinds(handler)[kind], workers=1) as bench:
         bench.give(one, two)
         await until(lambda: one.acked and two.acked)
     assert "cancelled" in one.failures[0].error
 
 
-async def test_system_exit_in_a_handler_ends_no_worker() -> None:
-    """A sync handler that calls sys.exit() makes a dead letter, not a dead consumer."""
+@pytest.mark.parametrize("kind", [0, 1])
+async def test_system_exit_in_a_handler_ends_no_worker(kind: int) -> None:
+    """A handler that calls sys.exit() makes a dead letter, not a dead consumer, and not a dead loop."""
 
     def handler(event: Event) -> None:
         if event.payload == 0:
             raise SystemExit(1)
 
     one, two = Given(number=0), Given(number=1)
-    async with Bench(handler, workers=1) as bench:
+    async with Bench(both_kinds(handler)[kind], workers=1) as bench:
         bench.give(one, two)
         await until(lambda: one.acked and two.acked)
     assert one.failures[0].error == "SystemExit: 1"
