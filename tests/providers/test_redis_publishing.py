@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from sqla_events.errors import ConfigError, LeaseLost, ProviderUnavailable
-from sqla_events.provider import Interest
+from sqla_events.provider import Batch, Interest, Message
 from sqla_events.providers.redis import publishing
 from sqla_events.providers.redis.keys import Keys
 from sqla_events.providers.redis.link import Link, Script
+from sqla_events.providers.redis.publishing import PART
 from sqla_events.testing.transport import consuming, opened, publish
 from tests.providers.redis_support import events, payloads, relayed, transport
 from tests.servers.redis import RedisServer
@@ -48,6 +50,52 @@ async def test_an_answer_that_was_lost(redis: RedisServer, client: Redis, monkey
                 break
         assert not lost
     assert await payloads(client) == list(range(9))
+
+
+@pytest.mark.parametrize("relay", [True, False])
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_many_bodies_of_any_bytes(redis: RedisServer, client: Redis, partitions: int, relay: bool) -> None:
+    """More than a script gets in one argument; no text, empty, large; some with headers: stored as they are, each lane in order."""
+    sent = [
+        Message(f"id-{n}", "a.b.ü", f"läne\0{n % 7}", bytes([n % 256, 0xFF, 0]) * (0, 1, 100, 25_000)[n % 4], n + 1)
+        for n in range(PART * 2 + 31)
+    ]
+    sent[5::11] = [msgspec.structs.replace(one, headers={"content-encoding": "ü"}) for one in sent[5::11]]
+    batch = Batch(sent, "relay:x", 0, 1, '{"high":231,"gaps":[]}') if relay else Batch(sent)
+    async with opened(transport(redis, partitions=partitions)) as provider:
+        await provider.publish(batch)
+    keys, found = Keys("sqla-events", partitions), 0
+    for number, stream in enumerate(keys.streams):
+        stored = [fields for _, fields in await client.xrange(stream)]
+        assert stored == [_fields(one) for one in sent if keys.partition_of(one.lane) == number]
+        found += bool(stored)
+    assert found == partitions
+
+
+def _fields(message: Message) -> dict[bytes, bytes]:
+    fields = {b"type": message.type.encode(), b"lane": message.lane.encode(), b"body": message.body}
+    return fields | ({b"headers": msgspec.json.encode(message.headers)} if message.headers else {})
+
+
+async def test_large_bodies_travel_in_smaller_parts(
+    redis: RedisServer, client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server refuses an argument of more than 512 MB; one of the size that is left to a body is one alone."""
+    monkeypatch.setattr(publishing, "PART_BYTES", 1000)
+    sizes, run = [], Link.run
+
+    async def measured(link: Link, script: Script, keys: Any, arguments: Any) -> Any:
+        sizes.append([len(part) for part in arguments])
+        return await run(link, script, keys, arguments)
+
+    monkeypatch.setattr(Link, "run", measured)
+    sent = [Message(f"id-{n}", "a.b.c", "", b"x" * (400 if n else 1000)) for n in range(5)]
+    async with opened(transport(redis)) as provider:
+        await provider.publish(Batch(sent[1:]))
+        await provider.publish(Batch(sent[:2]))
+    assert [len(parts) for parts in sizes] == [2, 2]
+    assert max(sizes[0]) < 1000
+    assert await client.xlen("sqla-events") == 6
 
 
 async def test_a_new_epoch_publishes_what_is_missing(redis: RedisServer, client: Redis) -> None:
