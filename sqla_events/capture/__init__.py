@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -203,8 +202,7 @@ class Capture:
     def _emit(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Sequence[Row]) -> None:
         events = self._maker.events(connection, plan, rows)
         buffer.rows += events
-        for one in events:
-            buffer.written.add(one[4].type, uuid.UUID(one[0]) if self._wants_ids else None)
+        buffer.written.add_all(events, with_ids=self._wants_ids)
         full = len(buffer.rows) >= self._drain_at or plan.table.name in self._marks.known  # what its trigger writes comes after
         if full and plan.verb != "read":  # a result is being fetched: its connection is busy
             self._drain(connection, buffer)

@@ -6,13 +6,20 @@ share): a savepoint, a rollback and a failed flush then concern exactly what the
 
 from __future__ import annotations
 
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from ..errors import CaptureError
+from .outbox import Captured
 
 ATTRIBUTE = "_sqla_events_buffer"
+
+_HEAD = itemgetter(4)
 
 
 class Written:
@@ -36,6 +43,13 @@ class Written:
         self.counts[event_type] = self.counts.get(event_type, 0) + 1
         if event_id is not None:
             self.ids.append((event_id, event_type))
+
+    def add_all(self, events: Sequence[Captured], *, with_ids: bool) -> None:
+        """What one statement wrote."""
+        for head, count in Counter(map(_HEAD, events)).items():
+            self.counts[head.type] = self.counts.get(head.type, 0) + count
+        if with_ids:
+            self.ids += [(uuid.UUID(one[0]), one[4].type) for one in events]
 
     def copy(self) -> Written:
         """As it is now: for a savepoint, and for what comes after the COMMIT."""

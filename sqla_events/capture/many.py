@@ -5,8 +5,10 @@ be gone (its event would be about nothing), where the database sets columns, and
 before the set that failed. So the sets run here instead, in the cheapest way that the driver has:
 
 ==========  ===================================================================================================
-pysqlite    one by one: 0.6 to 1.3 us a row more than executemany
-aiosqlite   the same, through SQLAlchemy's adapter: a visit to its thread for each
+pysqlite    ``executemany``, which asks for one set after the other and adds up ``rowcount`` as it goes: the sum
+            between two sets tells what the last one matched; where columns ride along, one by one: 0.6 to 1.3 us
+            a row more
+aiosqlite   the same (behind SQLAlchemy 2.0 one by one); one by one is a visit to its thread for each
 psycopg     ``executemany(returning=True)``, in its pipeline
 asyncpg     ``fetchmany`` of the prepared statement, which is pipelined too
 ==========  ===================================================================================================
@@ -14,7 +16,8 @@ asyncpg     ``fetchmany`` of the prepared statement, which is pipelined too
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy.engine import cursor as strategies
@@ -24,8 +27,6 @@ from .plan import Plan
 from .ride import loaded
 
 Rows = list[Any]
-Done = Callable[[Rows, int, Any], None]
-"""What one set has returned, how many rows it matched, and the cursor's description."""
 
 
 class Tally:
@@ -33,13 +34,12 @@ class Tally:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        plan.counts = []
+        self.counts: list[int] = []
+        plan.counts = self.counts
 
     def __call__(self, rows: Rows, matched: int, description: Any) -> None:
-        """One set is done."""
-        counts = self.plan.counts
-        assert counts is not None
-        counts.append(matched)
+        """One set has returned these rows, and matched so many; the description is the cursor's."""
+        self.counts.append(matched)
         if rows:
             self.plan.rode += loaded(self.plan, rows, 0, [column[1] for column in description])
 
@@ -49,15 +49,17 @@ def run(plan: Plan, cursor: Any, sql: str, parameters: Sequence[Any], context: A
     done = Tally(plan)
     dialect = context.dialect
     runner = _RUNNERS.get((dialect.driver, bool(dialect.is_async)), _one_by_one)
+    if dialect.name == "sqlite" and not plan.ride and isinstance(_sqlite_cursor(cursor), sqlite3.Cursor):
+        runner = _watched
     try:
         runner(cursor, sql, parameters, done)
     finally:
         context.cursor_fetch_strategy = strategies._NO_CURSOR_DML
     if dialect.supports_sane_multi_rowcount and (not context.isinsert or dialect.name == "sqlite"):  # as the driver's executemany tells
-        context._rowcount = sum(plan.counts or ())
+        context._rowcount = sum(done.counts)
 
 
-def _one_by_one(cursor: Any, sql: str, parameters: Sequence[Any], done: Done) -> None:
+def _one_by_one(cursor: Any, sql: str, parameters: Sequence[Any], done: Tally) -> None:
     for given in parameters:
         cursor.execute(sql, given)
         description = cursor.description
@@ -65,25 +67,44 @@ def _one_by_one(cursor: Any, sql: str, parameters: Sequence[Any], done: Done) ->
         done(rows, len(rows) if description else cursor.rowcount, description)
 
 
-def _psycopg(cursor: Any, sql: str, parameters: Sequence[Any], done: Done) -> None:
+def _sqlite_cursor(cursor: Any) -> Any:
+    """The driver's own cursor: the one whose ``rowcount`` moves while it runs; None behind SQLAlchemy 2.0's aiosqlite."""
+    return cursor if isinstance(cursor, sqlite3.Cursor) else getattr(getattr(cursor, "_cursor", None), "_cursor", None)
+
+
+def _watched(cursor: Any, sql: str, parameters: Sequence[Any], done: Tally) -> None:
+    cursor.executemany(sql, _told(_sqlite_cursor(cursor), parameters, done.counts))
+
+
+def _told(raw: Any, parameters: Sequence[Any], counts: list[int]) -> Iterator[Any]:
+    """The sets; each is done when the next one is asked for, unless it failed."""
+    before = 0
+    for given in parameters:
+        yield given
+        now = raw.rowcount
+        counts.append(now - before)
+        before = now
+
+
+def _psycopg(cursor: Any, sql: str, parameters: Sequence[Any], done: Tally) -> None:
     cursor.executemany(sql, parameters, returning=True)
     _results(cursor, cursor.fetchall, done)
 
 
-def _psycopg_async(cursor: Any, sql: str, parameters: Sequence[Any], done: Done) -> None:
+def _psycopg_async(cursor: Any, sql: str, parameters: Sequence[Any], done: Tally) -> None:
     raw = cursor._cursor
     await_only(raw.executemany(sql, parameters, returning=True))
     _results(raw, lambda: await_only(raw.fetchall()), done)
 
 
-def _results(cursor: Any, fetchall: Callable[[], Rows], done: Done) -> None:
+def _results(cursor: Any, fetchall: Callable[[], Rows], done: Tally) -> None:
     while True:
         done(fetchall() if cursor.description else [], cursor.rowcount, cursor.description)
         if not cursor.nextset():
             return
 
 
-def _asyncpg(cursor: Any, sql: str, parameters: Sequence[Any], done: Done) -> None:
+def _asyncpg(cursor: Any, sql: str, parameters: Sequence[Any], done: Tally) -> None:
     """Which set a row is of is not told: see :func:`rows.matched`."""
     rows, description = await_only(_fetchmany(cursor, sql, parameters))
     done(rows, len(rows), description)
@@ -108,7 +129,7 @@ async def _fetched(statement: Any, parameters: Sequence[Any]) -> Rows:
     return [row for given in parameters for row in await statement.fetch(*given)]
 
 
-_RUNNERS: dict[tuple[str, bool], Callable[[Any, str, Sequence[Any], Done], None]] = {
+_RUNNERS: dict[tuple[str, bool], Callable[[Any, str, Sequence[Any], Tally], None]] = {
     ("psycopg", False): _psycopg,
     ("psycopg", True): _psycopg_async,
     ("asyncpg", True): _asyncpg,
