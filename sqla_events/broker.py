@@ -307,8 +307,10 @@ class Broker:
         """The event of this id as the group sees it (status, times, error, retries); None if the log has none.
 
         In a coroutine, await what is returned.
+
+        :raises EventError: for a text that is no UUID.
         """
-        wanted = event_id if isinstance(event_id, uuid.UUID) else uuid.UUID(event_id)
+        wanted = replaying.identity(event_id)
         return self._ask(lambda runtime: inspection.get(runtime, wanted, group or self.config.default_group))
 
     def list(self, wanted: EventFilter | None = None) -> Any:
@@ -360,7 +362,7 @@ class Broker:
         """
         at = None if position is None else str(position)
         targets = [] if subscription is None else self._targets(subscription, group)
-        wanted = replaying.Wanted(pattern, since, at, replaying.identity(id), targets)
+        wanted = replaying.Wanted(pattern, since, at, None if id is None else replaying.identity(id), targets)
         return self._ask(lambda runtime: replaying.replay(runtime, wanted))
 
     def _targets(self, subscription: Handler | str, group: str | None) -> Sequence[tuple[str, str]]:

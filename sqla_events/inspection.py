@@ -10,6 +10,7 @@ from typing import Any
 
 from . import log
 from .deliveries import LogDeadLetters
+from .errors import EventError
 from .event import Event, Status
 from .filter import check_pattern
 from .provider import DeadLetter
@@ -18,7 +19,10 @@ from .runtime import Runtime
 
 @dataclass(frozen=True)
 class EventFilter:
-    """Which events ``broker.list`` gives: those that fulfil every condition that is set."""
+    """Which events ``broker.list`` gives: those that fulfil every condition that is set.
+
+    :raises EventError: for a pattern, status or limit that is none, or a time without a zone.
+    """
 
     pattern: str = "*"
     """On the type, as in a subscription."""
@@ -42,6 +46,19 @@ class EventFilter:
     """With a seq above (below, with ``newest_first``): the last one of the page before."""
     limit: int = 100
     newest_first: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise EventError for a condition that nothing can fulfil."""
+        check_pattern(self.pattern)
+        known = [str(one.value) for one in Status]
+        if self.status is not None and self.status not in known:
+            raise EventError(f"status is {self.status!r}; it must be one of {', '.join(known)}")
+        for name in ("since", "until"):
+            moment = getattr(self, name)
+            if moment is not None and (not isinstance(moment, dt.datetime) or moment.tzinfo is None):
+                raise EventError(f"{name} is {moment!r}; it must be a datetime with a time zone")
+        if self.limit < 0:
+            raise EventError(f"limit is {self.limit}; it must be a number of events")
 
 
 async def get(runtime: Runtime, event_id: uuid.UUID, group: str) -> Event | None:

@@ -61,12 +61,12 @@ class Wanted:
             raise EventError(f"since is {self.since!r}; it must be a datetime with a time zone")
 
 
-def identity(value: uuid.UUID | str | None) -> uuid.UUID | None:
+def identity(value: uuid.UUID | str) -> uuid.UUID:
     """The id of an event.
 
     :raises EventError: for text that is no UUID.
     """
-    if value is None or isinstance(value, uuid.UUID):
+    if isinstance(value, uuid.UUID):
         return value
     try:
         return uuid.UUID(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,16 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from sqla_events import Config, ConfigError, DeliveryFailed, Event, EventError, SchemaError, install_crud_hooks
+from sqla_events import (
+    Config,
+    ConfigError,
+    DeliveryFailed,
+    Event,
+    EventError,
+    EventFilter,
+    SchemaError,
+    install_crud_hooks,
+)
 from sqla_events.broker import Broker
 from sqla_events.context import event_context
 from tests.integration.shop import Base, Inbox, Order, User, eventually
@@ -419,3 +429,36 @@ def test_a_coroutine_handler_cannot_stop_its_broker(app: App) -> None:
     app.add(Order(id=1, user_id=1))
     eventually(lambda: told[1:] == ["stopped"])
     assert not broker.running
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ({"pattern": "a..b"}, r"pattern is 'a\.\.b'"),
+        ({"status": "done"}, "status is 'done'; it must be one of pending, processing, completed, failed"),
+        ({"since": dt.datetime(2026, 1, 1)}, "since is datetime.*with a time zone"),
+        ({"until": "2026-01-01"}, "until is '2026-01-01'"),
+        ({"limit": -1}, "limit is -1"),
+    ],
+)
+def test_a_filter_that_is_none(wanted: dict[str, Any], told: str) -> None:
+    """It is refused where it is written, not by whatever database is asked."""
+    with pytest.raises(EventError, match=told):
+        EventFilter(**wanted)
+
+
+def test_an_id_that_is_none(app: App) -> None:
+    """As for a replay."""
+    with pytest.raises(EventError, match="id is 'zz'; it must be the UUID of an event"):
+        app.hook().get("zz")
+
+
+def test_status_where_a_relay_takes_the_events_away(app: App, redis_url: str) -> None:
+    """For the relay it is completed; for a group whose position is in Redis the log does not know."""
+    broker, inbox = app.hook(provider=redis_url), Inbox()
+    broker.subscribe("public.users.*", handler=inbox)
+    broker.start()
+    app.add(User(id=1, name="Ann"))
+    inbox.wait(1)
+    eventually(lambda: [event.status for event in broker.list(EventFilter(group="relay:redis"))] == ["completed"])
+    assert [event.status for event in broker.list()] == ["pending"]
