@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from sqlalchemy import text
@@ -16,7 +17,8 @@ from sqlalchemy.engine import Connection
 
 from ..bridge import Ear
 from ..errors import ConfigError, ProviderUnavailable
-from ..provider import ProviderContext
+from ..log.delivery import LogDelivery
+from ..provider import Interest, ProviderContext
 from ..retry import FOREVER
 from ..signals import logger
 from .log import LogProvider
@@ -42,22 +44,27 @@ class DatabaseProvider(LogProvider):
                 f"database.channel is {self._channel!r}; it must be a plain identifier of at most 63 characters"
             )
         self._listen = config.database.listen and self._database.dialect == "postgresql"
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def open(self) -> None:
-        """Start to listen and to notify."""
-        if self._listen and not self._tasks:
-            self._tasks = [
-                asyncio.create_task(self._for_ever(self._hear), name="sqla-events-listen"),
-                asyncio.create_task(self._for_ever(self._ring), name="sqla-events-notify"),
-            ]
+        """Start to notify."""
+        self._start("notify", self._ring)
+
+    def consume(self, interest: Interest) -> AsyncGenerator[Sequence[LogDelivery], None]:
+        """See provider.Provider. Only who consumes listens: being woken for nothing costs a busy process commits."""
+        self._start("listen", self._hear)
+        return super().consume(interest)
 
     async def close(self) -> None:
-        """Stop listening."""
-        for task in self._tasks:
+        """Stop listening and notifying."""
+        tasks, self._tasks = self._tasks, {}
+        for task in tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    def _start(self, name: str, work: Any) -> None:
+        if self._listen and name not in self._tasks:
+            self._tasks[name] = asyncio.create_task(self._for_ever(work), name=f"sqla-events-{name}")
 
     async def _for_ever(self, work: Any) -> None:
         failures = 0

@@ -287,6 +287,6 @@ async def _until_listening(link: psycopg.Connection[Any]) -> None:
             row = link.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND state = 'idle' AND datname = current_database()"
             ).fetchone()
-            if row and row[0] == 2:
+            if row and row[0] == 1:
                 return
             await asyncio.sleep(0.02)
