@@ -16,7 +16,6 @@ asyncpg     ``fetchmany`` of the prepared statement, which is pipelined too
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -49,7 +48,7 @@ def run(plan: Plan, cursor: Any, sql: str, parameters: Sequence[Any], context: A
     done = Tally(plan)
     dialect = context.dialect
     runner = _RUNNERS.get((dialect.driver, bool(dialect.is_async)), _one_by_one)
-    if dialect.name == "sqlite" and not plan.ride and isinstance(_sqlite_cursor(cursor), sqlite3.Cursor):
+    if dialect.name == "sqlite" and not plan.ride and _sqlite_cursor(cursor) is not None:
         runner = _watched
     try:
         runner(cursor, sql, parameters, done)
@@ -69,7 +68,10 @@ def _one_by_one(cursor: Any, sql: str, parameters: Sequence[Any], done: Tally) -
 
 def _sqlite_cursor(cursor: Any) -> Any:
     """The driver's own cursor: the one whose ``rowcount`` moves while it runs; None behind SQLAlchemy 2.0's aiosqlite."""
-    return cursor if isinstance(cursor, sqlite3.Cursor) else getattr(getattr(cursor, "_cursor", None), "_cursor", None)
+    from sqlite3 import Cursor  # not at the top: a process that only consumes needs no driver
+
+    candidates = (cursor, getattr(getattr(cursor, "_cursor", None), "_cursor", None))
+    return next((one for one in candidates if isinstance(one, Cursor)), None)
 
 
 def _watched(cursor: Any, sql: str, parameters: Sequence[Any], done: Tally) -> None:

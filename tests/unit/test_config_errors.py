@@ -139,7 +139,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     assert "not UTF-8" in message(path)
     path.write_text("- 1\n- 2\n")
-    assert "holds list; it must hold a mapping" in message(path)
+    assert "holds a list; it must hold a mapping" in message(path)
 
 
 @pytest.mark.parametrize(
