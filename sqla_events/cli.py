@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import time
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,15 +202,31 @@ def relay(url: str, **options: Any) -> None:
 def tail(url: str, pattern: str, follow: bool, lines: int, **options: Any) -> None:
     """Print the newest events as JSON lines. PATTERN is as in a subscription: 'public.users.*'."""
     check_pattern(pattern)
-    with _broker(url, **options) as broker:
-        try:
-            known = _newest(broker, "*", WINDOW) if follow else []
-            shown = _newest(broker, pattern, lines)
-            _print(shown)
-            if follow:
-                _print(_coming(broker, pattern, {event.seq or 0 for event in (*known, *shown)}))
-        except KeyboardInterrupt:
-            pass
+    with _broker(url, **options) as broker, _interrupt() as interrupted:
+        known = _newest(broker, "*", WINDOW) if follow else []
+        shown = _newest(broker, pattern, lines)
+        _print(shown)
+        if follow:
+            _print(_coming(broker, pattern, {event.seq or 0 for event in (*known, *shown)}, interrupted))
+
+
+@contextmanager
+def _interrupt() -> Iterator[threading.Event]:
+    """Set by SIGINT; a second one is KeyboardInterrupt, which may come out of any line, of an event loop that is being made too."""
+    interrupted = threading.Event()
+
+    def told(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupted.set()
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or the caller's own
+        yield interrupted
+        return
+    signal.signal(signal.SIGINT, told)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _print(events: Iterable[Event]) -> None:
@@ -222,9 +239,9 @@ def _newest(broker: Broker, pattern: str, count: int) -> list[Event]:
     return found[::-1]
 
 
-def _coming(broker: Broker, pattern: str, seen: set[int]) -> Iterator[Event]:
-    """Events that are committed from now on, without end; ``seen`` are the newest seqs that were there before."""
-    while True:
+def _coming(broker: Broker, pattern: str, seen: set[int], interrupted: threading.Event) -> Iterator[Event]:
+    """Events that are committed from now on, until it is interrupted; ``seen`` are the newest seqs that were there before."""
+    while not interrupted.is_set():
         for event in _above(broker, max(seen, default=0) - WINDOW):
             if event.seq in seen:
                 continue
@@ -233,7 +250,7 @@ def _coming(broker: Broker, pattern: str, seen: set[int]) -> Iterator[Event]:
                 yield event
         top = max(seen, default=0)
         seen = {seq for seq in seen if seq > top - WINDOW}
-        time.sleep(POLL)
+        interrupted.wait(POLL)
 
 
 def _above(broker: Broker, after: int) -> Iterator[Event]:

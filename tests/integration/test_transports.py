@@ -148,10 +148,14 @@ async def raw(url: str) -> list[tuple[dict[str, str], bytes]]:
             entries = await client.xrange("sqla-events")
         return [(json.loads(fields[b"headers"]), fields[b"body"]) for _, fields in entries]
     client = await nats.connect(url)
-    stream = client.jetstream()
-    state = (await stream.stream_info("SQLA_EVENTS")).state
-    messages = [await stream.get_msg("SQLA_EVENTS", seq) for seq in range(max(state.first_seq, 1), state.last_seq + 1)]
-    await client.close()
+    try:
+        stream = client.jetstream()
+        state = (await stream.stream_info("SQLA_EVENTS")).state
+        messages = [await stream.get_msg("SQLA_EVENTS", seq) for seq in range(max(state.first_seq, 1), state.last_seq + 1)]
+    except nats.js.errors.NotFoundError:  # the relay has not made it yet
+        messages = []
+    finally:
+        await client.close()
     return [({name.lower(): value for name, value in (one.headers or {}).items()}, one.data or b"") for one in messages]
 
 
