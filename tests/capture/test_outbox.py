@@ -29,7 +29,8 @@ TEXTS = ["plain", "tab\tline\nreturn\r\\.\\N", "“ü” 漢字 🦊", 'quoted "
 
 
 def rows(count: int) -> list[Captured]:
-    """Rows with whatever text may hold, of two statements with different things in common."""
+    """Rows with whatever text may hold, of statements with different things in common, of some rows each."""
+    together = 13 if count < 100 else 73
     heads = [
         Head(("database", "public.a.create", "public", "a", "create", None, None, None, "one", 1)),
         Head(("database", "public.b\t.update", "public", "b\t", "update", '{"x":"\\t\\\\"}', "\\N", "s\n", "two", 2)),
@@ -40,7 +41,7 @@ def rows(count: int) -> list[Captured]:
             None if number % 7 == 3 else TEXTS[number % 5],
             f'{{"after":{{"n":{number},"nul":"\\u0000","text":"\\\\t\\"€\\n"}}}}',
             None if number % 3 else '{"/payload/after/n":"decimal"}',
-            heads[number % 2],
+            heads[number // together % 2],
         )
         for number in range(count)
     ]
