@@ -12,27 +12,28 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from . import inspection, log, replaying
-from .bridge import Doorbell, LoopThread, answer, run_until_signal
+from .bridge import Doorbell, run_until_signal
 from .capture import Capture
 from .config import Config
 from .errors import ConfigError
 from .event import Event
+from .groups import Groups
 from .inspection import DeadLetterDesk, EventFilter
+from .lifecycle import Lifecycle
 from .publisher import Publisher
 from .publishing import Receipt
 from .retry import RetryPolicy
 from .runtime import Runtime
 from .schema import Names, Tables
 from .signals import Signals
-from .subscription import Handler, Subscription, Subscriptions, name_of, patterns_of
+from .subscription import Handler
 from .upcasting import Upcaster, Upcasters
 
 H = TypeVar("H", bound=Handler)
@@ -59,18 +60,18 @@ class Broker:
         self.installed = False
         """Whether changes are captured (between install and uninstall)."""
         self._doorbell = Doorbell()
-        self._groups: dict[str, Subscriptions] = {}
+        self._groups = Groups(config)
         self._upcasters = Upcasters()
         self._lock = threading.RLock()
-        self._runtime: Runtime | None = None
-        self._thread: LoopThread | None = None
+        """Of starting, stopping and subscribing: a group that subscribes while the broker starts is consumed too."""
+        self._lifecycle = Lifecycle(config, self._make_runtime, self._lock)
         self._publisher = Publisher(
             config,
             engine,
             self.tables,
             self.signals,
-            self._groups,
-            lambda: self._runtime,
+            self._groups.by_name,
+            lambda: self._lifecycle.runtime,
             self._doorbell.ring,
             lambda: self._capture,
         )
@@ -142,56 +143,18 @@ class Broker:
             raise ConfigError("write @broker.subscribe('pattern') with a pattern, not @broker.subscribe")
 
         def decorate(function: H) -> H:
-            self._add(function, targets, group, name, retry_policy, timeout, retry_on)
+            with self._lock:
+                where = self._groups.add(function, targets, group, name, retry_policy, timeout, retry_on)
+            self._lifecycle.tell(Runtime.consume, where)
             return function
 
         return decorate if handler is None else decorate(handler)
 
-    def _add(
-        self,
-        handler: Handler,
-        targets: Sequence[Any],
-        group: str | None,
-        name: str | None,
-        policy: RetryPolicy | None,
-        timeout: float | None,
-        retry_on: tuple[type[BaseException], ...],
-    ) -> None:
-        group = group or self.config.default_group
-        with self._lock:
-            subscriptions = self._groups.setdefault(group, Subscriptions())
-            subscription = Subscription(
-                name or subscriptions.free_name(name_of(handler)),
-                patterns_of(targets, self.config.capture.default_schema),
-                handler,
-                group,
-                policy or self.config.retry_policy,
-                timeout,
-                retry_on,
-            )
-            if timeout is None and subscription.is_async and self.config.handler_timeout is not None:
-                subscription = _with_timeout(subscription, self.config.handler_timeout)
-            subscriptions.add(subscription)
-        self._resubscribe(group)
-
     def unsubscribe(self, handler: Handler, group: str | None = None) -> None:
         """Take every subscription of this handler out of the group. Events in hand are still finished."""
-        group = group or self.config.default_group
         with self._lock:
-            subscriptions = self._groups.get(group, Subscriptions())
-            for subscription in [one for one in subscriptions if one.handler is handler]:
-                subscriptions.remove(subscription.name)
-        self._resubscribe(group)
-
-    def _resubscribe(self, group: str) -> None:
-        if self._runtime is not None:
-            self._on_loop(self._runtime.consume, group)
-
-    def _on_loop(self, call: Callable[..., None], *arguments: Any) -> None:
-        if self._thread is not None:
-            self._thread.call_soon(call, *arguments)
-        else:
-            call(*arguments)
+            where = self._groups.remove(handler, group)
+        self._lifecycle.tell(Runtime.consume, where)
 
     def pause(self, subscription: Handler | str, group: str | None = None, *, everywhere: bool = False) -> Any:
         """Call this handler (or the subscription of this name) with nothing more until :meth:`resume`.
@@ -206,8 +169,7 @@ class Broker:
         if everywhere:
             return self._tell_all(log.pause, subscription, group)
         with self._lock:
-            subscriptions = self._subscriptions(group)
-            subscriptions.paused.update(subscriptions.named(subscription))
+            self._groups.pause(subscription, group)
         return None
 
     def resume(self, subscription: Handler | str, group: str | None = None, *, everywhere: bool = False) -> Any:
@@ -217,23 +179,15 @@ class Broker:
         """
         if everywhere:
             return self._tell_all(log.resume, subscription, group)
-        group = group or self.config.default_group
         with self._lock:
-            subscriptions = self._subscriptions(group)
-            names = subscriptions.named(subscription)
-            subscriptions.paused.difference_update(names)
-            runtime = self._runtime
-        if runtime is not None:
-            for name in names:
-                self._on_loop(runtime.resume, group, name)
+            resumed = self._groups.resume(subscription, group)
+        for where, name in resumed:
+            self._lifecycle.tell(Runtime.resume, where, name)
         return None
 
     def _tell_all(self, tell: Callable[..., None], subscription: Handler | str, group: str | None) -> Any:
-        targets = self._targets(subscription, group)
+        targets = self._groups.targets(subscription, group)
         return self._ask(lambda runtime: runtime.the_database.run(tell, runtime.tables, targets))
-
-    def _subscriptions(self, group: str | None) -> Subscriptions:
-        return self._groups.get(group or self.config.default_group, Subscriptions())
 
     def upcaster(self, pattern: str, *, to: int) -> Callable[[Upcaster], Upcaster]:
         """Register how events of the version before become version ``to``, for types that match; as a decorator.
@@ -322,18 +276,7 @@ class Broker:
         return self._ask(inspection.stats)
 
     def _ask(self, question: Callable[[Runtime], Coroutine[Any, Any, T]]) -> Any:
-        runtime = self._runtime
-        if runtime is not None:
-            return answer(question(runtime), runtime.loop)
-        return answer(self._ask_once(question), None)
-
-    async def _ask_once(self, question: Callable[[Runtime], Coroutine[Any, Any, T]]) -> T:
-        runtime = self._make_runtime()
-        try:
-            await runtime.connect()
-            return await question(runtime)
-        finally:
-            await runtime.close(0)
+        return self._lifecycle.ask(question)
 
     def replay(
         self,
@@ -361,15 +304,9 @@ class Broker:
         :raises EventError: for an event that is not there any more, or a pattern that is none.
         """
         at = None if position is None else str(position)
-        targets = [] if subscription is None else self._targets(subscription, group)
+        targets = [] if subscription is None else self._groups.targets(subscription, group)
         wanted = replaying.Wanted(pattern, since, at, None if id is None else replaying.identity(id), targets)
         return self._ask(lambda runtime: replaying.replay(runtime, wanted))
-
-    def _targets(self, subscription: Handler | str, group: str | None) -> Sequence[tuple[str, str]]:
-        """A process without subscriptions in the group (the command line) takes a name as it is."""
-        known, where = self._subscriptions(group), group or self.config.default_group
-        names = [subscription] if isinstance(subscription, str) and not known else known.named(subscription)
-        return [(where, name) for name in names]
 
     # Run ---------------------------------------------------------------------------------------------------------
 
@@ -378,16 +315,7 @@ class Broker:
 
         :raises SchemaError: if the event tables are missing or outdated; the message names the command.
         """
-        with self._lock:
-            if self._runtime is not None or not self.config.enabled:
-                return self
-            thread = LoopThread("sqla-events")
-            try:
-                self._runtime = thread.call(self._open()).result()
-            except BaseException:
-                thread.stop()
-                raise
-            self._thread = thread
+        self._lifecycle.start()
         return self
 
     def stop(self, timeout: float | None = None) -> None:
@@ -397,17 +325,7 @@ class Broker:
 
         :raises ConfigError: in a coroutine handler of this broker, which would wait for itself.
         """
-        with self._lock:
-            runtime, thread = self._runtime, self._thread
-            if runtime is None or thread is None:
-                return
-            if thread.here:
-                raise ConfigError("stop() in a coroutine handler waits for itself: call it on another thread, or leave it to who started")
-            self._runtime = self._thread = None
-        try:
-            thread.call(runtime.close(self._drain(timeout))).result()
-        finally:
-            thread.stop()
+        self._lifecycle.stop(timeout)
 
     def run(self) -> None:
         """Relay and consume in the foreground until SIGINT or SIGTERM, then stop gracefully."""
@@ -415,25 +333,11 @@ class Broker:
 
     async def __aenter__(self) -> Broker:
         """Relay and consume on the running loop."""
-        if self._runtime is not None:
-            raise ConfigError("this broker runs already; stop() it first")
-        if self.config.enabled:
-            self._runtime = await self._open()
+        await self._lifecycle.enter()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        runtime, self._runtime = self._runtime, None
-        if runtime is not None:
-            await runtime.close(self._drain(None))
-
-    async def _open(self) -> Runtime:
-        runtime = self._make_runtime()
-        try:
-            await runtime.open()
-        except BaseException:
-            await runtime.close(0)
-            raise
-        return runtime
+        await self._lifecycle.leave()
 
     def _make_runtime(self) -> Runtime:
         publisher = self._publisher
@@ -441,7 +345,7 @@ class Broker:
             self.config,
             self.engine,
             self.tables,
-            self._groups,
+            self._groups.by_name,
             self.signals,
             self._doorbell,
             publisher.settled,
@@ -450,18 +354,11 @@ class Broker:
             self._upcasters,
         )
 
-    def _drain(self, timeout: float | None) -> float:
-        return self.config.shutdown_timeout if timeout is None else timeout
-
     @property
     def running(self) -> bool:
         """Whether it relays and consumes now."""
-        return self._runtime is not None
+        return self._lifecycle.runtime is not None
 
 
 def _is_bare_handler(target: Any) -> bool:
     return callable(target) and not isinstance(target, type) and not hasattr(target, "__table__")
-
-
-def _with_timeout(subscription: Subscription, timeout: float) -> Subscription:
-    return replace(subscription, timeout=timeout)

@@ -38,7 +38,7 @@ def test_the_command_line_pauses_and_resumes_a_running_process(engine: sa.Engine
     paused.wait(1)
     assert cli("pause", database_url, "mailer") == "paused: mailer\n"
     assert cli("pause", database_url, "mailer") == "paused: mailer\n"
-    eventually(lambda: "mailer" in broker._subscriptions(None).paused)
+    eventually(lambda: "mailer" in broker._groups.by_name["default"].paused)
     for number in range(1, 4):
         broker.publish("a.b.c", number, key="1").result(20)
     other.wait(4)

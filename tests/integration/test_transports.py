@@ -210,9 +210,9 @@ def test_what_the_transport_refuses_is_a_dead_letter_of_the_relay(
     reader.start()
     add(engine, User(id=0, name="first"))
     inbox.wait(1)
-    assert writer._runtime is not None
-    assert writer._runtime.provider is not None
-    limit = writer._runtime.provider.features.max_message_bytes
+    assert writer._lifecycle.runtime is not None
+    assert writer._lifecycle.runtime.provider is not None
+    limit = writer._lifecycle.runtime.provider.features.max_message_bytes
     if limit is None or limit > 100_000_000:
         pytest.skip(f"this transport takes {limit or 'any number of'} bytes")
     add(engine, User(id=1, name="x" * limit))

@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[2] / "sqla_events"
 RANKS = {
     0: {"event", "errors", "encoding"},
     1: {"position", "filter", "retry", "schema", "provider", "signals", "context", "bridge", "settings", "wire", "cloudevents"},
-    2: {"config", "log", "deliveries", "subscription", "upcasting", "providers", "capture.settings"},
+    2: {"config", "log", "deliveries", "subscription", "groups", "upcasting", "providers", "capture.settings"},
     3: {"capture", "relay", "consumer", "workers", "upkeep"},
-    4: {"broker", "inspection", "publisher", "publishing", "replaying", "runtime", "triggers"},
+    4: {"broker", "inspection", "lifecycle", "publisher", "publishing", "replaying", "runtime", "triggers"},
     5: {"install", "cli", "metrics", "dashboard", "demo", "testing", "alembic", "autogenerate", "__main__"},
 }
 RANK = {part: rank for rank, parts in RANKS.items() for part in parts}
