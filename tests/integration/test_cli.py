@@ -139,11 +139,16 @@ def test_tail_prints_the_newest_that_match(engine: sa.Engine, database_url: str)
     assert output("tail", database_url, "*.*.delete") == ""
 
 
+def _heeding_sigint() -> None:
+    """A shell's background job, which these tests may be, ignores it, and its children too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_tail_follow_prints_what_comes(engine: sa.Engine, database_url: str) -> None:
     """What comes later, also from a transaction that took its numbers early and commits late; SIGINT ends it quietly."""
     add(engine, 1)
     command = [sys.executable, "-m", "sqla_events", "tail", database_url, "*.users.*", "--follow", "-n", "1"]
-    tail = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    tail = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heeding_sigint)
     assert tail.stdout is not None
     seen: list[str] = []
     reading = threading.Thread(target=lambda: seen.extend(json.loads(line)["key"] for line in tail.stdout or ()))
