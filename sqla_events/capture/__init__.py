@@ -229,7 +229,7 @@ class Capture:
             codec = self._codec_of(table)
             if codec is not None and "read" in codec.operations:
                 shape = Shape(table, "read", None, given=False, upsert=False, sorted=False)
-                plan = Plan(None, None, shape, codec, many=False, want_old=False)
+                plan = Plan(None, shape, codec, many=False, want_old=False)
                 values = known_values(state, table)
                 key = {name: values[name] for name in codec.key if name in values}
                 self._emit(connection, buffer_of(connection), plan, [Row(key, after=values)])

@@ -76,6 +76,11 @@ class Buffer:
         self.told = False
         """Triggers have been told in this transaction who is writing."""
 
+    def plan_of(self, context: Any) -> Any:
+        """The plan of the execution that runs; None if it has none."""
+        plans = self.plans
+        return plans[-1] if plans and plans[-1].context is context else None
+
     def clear(self) -> None:
         """Forget everything: the transaction is over."""
         self.rows.clear()
@@ -99,6 +104,12 @@ class Buffer:
                 "write in a transaction, or exclude the table from capture"
             )
         self.checked = True
+
+
+def held(connection: Connection) -> Buffer | None:
+    """The buffer of a connection, if it has one: one that has written nothing has none."""
+    buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
+    return buffer
 
 
 def buffer_of(connection: Connection) -> Buffer:

@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from .codec import Loaded, TableCodec
-from .plan import Plan, Row, Shape, program_of
+from .plan import Plan, Row, Shape
 from .select import matching, present_rows, reserve
 
 Values = dict[str, Loaded]
@@ -107,8 +107,7 @@ class Cascades:
 
     def look(self, connection: Connection, plan: Plan, context: Any) -> Reached | None:
         """Read what the statement may change through foreign keys; None where it cannot change anything."""
-        program = program_of(plan.shape, context)
-        links = self._follow(plan.table, plan.verb, {*program.given, *program.moved})
+        links = self._follow(plan.table, plan.verb, {*plan.program.given, *plan.program.moved})
         if not links:
             return None
         reserve(connection)
@@ -181,7 +180,7 @@ class Cascades:
 
     def _plan(self, cause: Plan, table: sa.Table) -> Plan:
         shape = Shape(table, "update", None, given=False, upsert=False, sorted=False)
-        made = Plan(None, None, shape, self._reader(table), many=False, want_old=True)
+        made = Plan(None, shape, self._reader(table), many=False, want_old=True)
         made.translate, made.cause = cause.translate, cause
         return made
 

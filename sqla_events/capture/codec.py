@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import msgspec
 import sqlalchemy as sa
@@ -23,6 +22,7 @@ from sqlalchemy.types import PickleType, TypeDecorator, TypeEngine
 
 from .. import encoding
 from ..errors import CaptureError, ConfigError, EventError
+from .kept import ByIdentity
 
 REDACTED = "[redacted]"
 UNENCODABLE = "[unencodable]"
@@ -246,8 +246,8 @@ class TableCodec:
         self._names: dict[Any, tuple[str, ...]] = {}
         """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none
         where these are the keys."""
-        self.inserts: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        """By compiled INSERT: what its rows have in common."""
+        self.programs: ByIdentity[Any] = ByIdentity()
+        """By compiled statement: plan.Program."""
         self.placeholder = placeholder
         self.cascades: dict[str, str] = {}
         """What the database itself changes when a row goes, for events that say so: table -> action of its foreign key."""

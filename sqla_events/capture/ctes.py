@@ -1,6 +1,6 @@
 """Data-modifying CTEs (PostgreSQL): their rows come back behind those of the caller, and are taken off again.
 
-Nothing but the outermost statement of SQLAlchemy passes ``before_execute``. So the SQL string is put together anew on its
+Nothing but the outermost statement of SQLAlchemy passes the engine's listeners. So the SQL string is put together anew on its
 way to the cursor, with the same parameters::
 
     WITH c AS (UPDATE t … RETURNING t.id, t.id AS e0, t.n AS e1), q AS (the caller's statement)
@@ -41,10 +41,6 @@ class Caught:
     """By CTE, in the order of the statement."""
     sql: str = ""
     counts: None = field(default=None, init=False)
-
-    def is_of(self, context: Any) -> bool:
-        """Whether this is the execution that runs."""
-        return context is self.context
 
 
 def catch(context: Any, sql: str, outer: Plan | None, plan_of: Callable[[Any], Plan | None]) -> Caught | None:

@@ -43,8 +43,13 @@ _LITERAL = re.compile(r"'(?:[^']|'')*'")
 
 
 def _look_at_text(on_gap: OnGap, sql: str) -> None:
-    for schema, table, reason in _writes(sql) if len(sql) <= KEPT_LENGTH else _writes.__wrapped__(sql):
+    for schema, table, reason in writes(sql):
         on_gap(schema, table, sql, reason)
+
+
+def writes(sql: str) -> list[tuple[str | None, str, str]]:
+    """Schema, table and reason of each write in a text."""
+    return _writes(sql) if len(sql) <= KEPT_LENGTH else _writes.__wrapped__(sql)
 
 
 KEPT_LENGTH = 10_000
@@ -53,7 +58,6 @@ KEPT_LENGTH = 10_000
 
 @lru_cache(maxsize=512)
 def _writes(sql: str) -> list[tuple[str | None, str, str]]:
-    """Schema, table and reason of each write in a text."""
     found = []
     for part in _LITERAL.sub("''", sql).split(";") if ";" in sql else (sql,):
         match, reason = _TEXT.match(part), "text SQL"

@@ -1,8 +1,8 @@
 """The listeners on one engine: which statement writes what, and what its rows were and are.
 
-Every write that SQLAlchemy makes passes ``before_execute`` and ``after_execute`` of the engine, whoever asked for it; so
-they are the base of truth (mapper events alone miss association rows, bulk methods, set-based statements). Mapper events
-lend only what no statement knows: the objects behind a flush, for their old values.
+Every write that SQLAlchemy makes passes ``before_cursor_execute`` and ``after_execute`` of the engine, whoever asked for
+it; so they are the base of truth (mapper events alone miss association rows, bulk methods, set-based statements). Mapper
+events lend only what no statement knows: the objects behind a flush, for their old values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
 from . import ctes, gaps, many, ride
-from .buffer import Buffer, buffer_of
+from .buffer import Buffer, buffer_of, held
 from .cascades import Cascades
 from .codec import TableCodec
 from .marks import Marks
@@ -61,7 +61,6 @@ class Listener:
 
     def listen(self) -> None:
         """Hook in."""
-        self._add(self._engine, "before_execute", self._before_execute)
         self._add(self._engine, "before_cursor_execute", self._before_cursor, retval=True)
         self._add(self._engine, "do_executemany", self._execute_many)
         self._add(self._engine, "after_cursor_execute", self._after_cursor)
@@ -82,13 +81,6 @@ class Listener:
 
     # Before ------------------------------------------------------------------------------------------------------
 
-    def _before_execute(
-        self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any]
-    ) -> None:
-        plan = self._planned(connection, element, many=len(multi) > 1)
-        if plan is not None:
-            buffer_of(connection).plans.append(plan)
-
     def _before_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> tuple[str, Any]:
@@ -99,13 +91,15 @@ class Listener:
             word = gaps.transaction_word(sql)
             if word is not None:
                 self._on_text(connection, *word)
-        self._marks.look_again(connection)
-        plan = self._plan_for(connection, context)
+        if self._marks.changing:
+            self._marks.look_again(connection)
+        writes = context is not None and (context.isinsert or context.isupdate or context.isdelete)
+        plan = self._plan_for(connection, context) if writes else None
         if plan is not None:
             sql = self._prepared(connection, plan, sql, context, executemany)
         if getattr(getattr(context, "compiled", None), "ctes", None):
             sql = self._with_ctes(connection, plan, sql, context)
-        elif (on_gap := self._on_unseen(connection)) is not None:
+        elif not writes and gaps.writes(sql) and (on_gap := self._on_unseen(connection)) is not None:
             gaps.look(on_gap, sql, context)
         if plan is not None and self._marks.known:
             sql = self._marks.mark(connection, plan, sql)
@@ -129,29 +123,27 @@ class Listener:
         return caught.sql
 
     def _planned_cte(self, connection: Connection, element: Any) -> Plan | None:
-        plan = self._planned(connection, element, many=False)
+        plan = self._planned(connection, element)
         return None if plan is None or plan.table.name in self._marks.known else plan  # its trigger writes the events
 
-    def _planned(self, connection: Connection, element: Any, *, many: bool) -> Plan | None:
+    def _planned(self, connection: Connection, element: Any, *, many: bool = False) -> Plan | None:
         """The plan of a statement that is captured; None of any other."""
         shape = shape_of(element)
         codec = None if shape is None else self._codec_of(shape.table)
         if shape is None or codec is None or not codec.writes(shape):
             return None
         buffer_of(connection).refuse_autocommit(connection)
-        return Plan(element, unwrapped(element), shape, codec, many, self._always)
+        return Plan(unwrapped(element), shape, codec, many, self._always)
 
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
-        """The plan of what runs now; made here where another listener has put another statement in place of ours."""
-        if context is None or not (context.isinsert or context.isupdate or context.isdelete):
-            return None
-        buffer, invoked = buffer_of(connection), context.invoked_statement
-        if buffer.plans and buffer.plans[-1].is_of(context):
-            known: Plan = buffer.plans[-1]
-            return known
-        plan = self._planned(connection, invoked, many=len(context.compiled_parameters) > 1)
-        if plan is not None:
-            buffer.plans.append(plan)
+        """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
+        buffer = held(connection)
+        plan: Plan | None = None if buffer is None else buffer.plan_of(context)
+        if plan is None:
+            plan = self._planned(connection, context.invoked_statement, many=len(context.compiled_parameters) > 1)
+            if plan is not None:
+                plan.context, plan.program = context, program_of(plan.shape, plan.codec, context.compiled)
+                buffer_of(connection).plans.append(plan)
         return plan
 
     def _prepared(self, connection: Connection, plan: Plan, sql: str, context: Any, executemany: bool) -> str:
@@ -186,13 +178,13 @@ class Listener:
     # While -------------------------------------------------------------------------------------------------------
 
     def _execute_many(self, dbapi_cursor: Any, sql: str, parameters: Any, context: Any) -> bool | None:
-        plans = buffer_of(context.root_connection).plans
-        if not plans or not plans[-1].is_of(context) or not plans[-1].own:
+        plan = buffer_of(context.root_connection).plan_of(context)
+        if plan is None or not plan.own:
             return None
-        if plans[-1].look_before:
-            self._execute_each(plans[-1], dbapi_cursor, sql, parameters, context)
+        if plan.look_before:
+            self._execute_each(plan, dbapi_cursor, sql, parameters, context)
         else:
-            many.run(plans[-1], dbapi_cursor, sql, parameters, context)
+            many.run(plan, dbapi_cursor, sql, parameters, context)
         return True
 
     def _execute_each(self, plan: Plan, dbapi_cursor: Any, sql: str, parameters: Any, context: Any) -> None:
@@ -204,7 +196,7 @@ class Listener:
             context.dialect.do_execute(dbapi_cursor, sql, raw, context)
             for rows in ride.take_off(plan, dbapi_cursor, context):
                 done += len(rows)
-                self._came_back(connection, buffer, plan, context, rows)
+                self._came_back(connection, buffer, plan, rows)
         context._rowcount = done
 
     # After -------------------------------------------------------------------------------------------------------
@@ -212,43 +204,43 @@ class Listener:
     def _after_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> None:
-        buffer = buffer_of(connection)
+        buffer = held(connection)
+        if buffer is None:
+            return
         if buffer.guarded:
             self._marks.done(connection)
-        if not buffer.plans or not buffer.plans[-1].is_of(context):
-            return
-        if isinstance(buffer.plans[-1], ctes.Caught):
+        plan = buffer.plan_of(context)
+        if isinstance(plan, ctes.Caught):
             found, dbapi_cursor = ctes.take_off(buffer.plans.pop(), dbapi_cursor)
             for one, rows in found:
-                self._tell(connection, buffer, one, whole_rows(one, context, rows))
-        plan = buffer.plans[-1] if buffer.plans and buffer.plans[-1].is_of(context) else None
+                self._tell(connection, buffer, one, whole_rows(one, rows))
+            plan = buffer.plan_of(context)
         if plan is not None and plan.ride and not plan.own:
             for rows in ride.take_off(plan, dbapi_cursor, context):
-                self._came_back(connection, buffer, plan, context, rows)
+                self._came_back(connection, buffer, plan, rows)
 
     def _came_back(
-        self, connection: Connection, buffer: Buffer, plan: Plan, context: Any, rows: list[dict[str, Any]]
+        self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]
     ) -> None:
         if not plan.whole:
             plan.rode += rows
         elif plan.reached is None:
-            self._tell(connection, buffer, plan, whole_rows(plan, context, rows))
+            self._tell(connection, buffer, plan, whole_rows(plan, rows))
         else:
-            plan.reached.held += whole_rows(plan, context, rows)
+            plan.reached.held += whole_rows(plan, rows)
 
     def _after_execute(
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any], result: Any
     ) -> None:
-        buffer = buffer_of(connection)
-        context = getattr(result, "context", None)
-        if not buffer.plans or context is None or not buffer.plans[-1].is_of(context):
-            return
-        self._done(connection, buffer, buffer.plans.pop(), context)
+        buffer = held(connection)
+        if buffer is not None and (plan := buffer.plan_of(getattr(result, "context", None))) is not None:
+            buffer.plans.pop()
+            self._done(connection, buffer, plan, result.context)
 
     def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
         rows: Iterable[Row] = ()
         if plan.whole:
-            rows = whole_rows(plan, context, plan.rode) if plan.rode else ()
+            rows = whole_rows(plan, plan.rode) if plan.rode else ()
         elif plan.blind:
             return
         elif plan.verb == "create":
@@ -257,7 +249,7 @@ class Listener:
             sets = matched(plan, context)
             if sets is None:
                 sets = still_there(connection, plan, context.compiled_parameters)
-            rows = updated(plan, context, buffer, sets) if plan.verb == "update" else deleted(plan, buffer, sets)
+            rows = updated(plan, buffer, sets) if plan.verb == "update" else deleted(plan, buffer, sets)
         if plan.reached is not None:
             self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
         else:
@@ -293,8 +285,8 @@ class Listener:
         buffer = buffer_of(connection)
         if buffer.guarded:
             self._marks.done(connection)
-        while buffer.plans and buffer.plans[-1].is_of(execution):
-            plan = buffer.plans.pop()
+        while (plan := buffer.plan_of(execution)) is not None:
+            buffer.plans.pop()
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
 
@@ -310,8 +302,8 @@ class Listener:
 
 def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> None:
     """How the rows of the statement get known: whole, put together from what is told, or by running its sets ourselves."""
-    shape, program, dialect = plan.shape, program_of(plan.shape, context), context.dialect
-    unsaid = bool(ride.unsaid(plan, context))
+    shape, program, dialect = plan.shape, plan.program, context.dialect
+    unsaid = bool(program.unsaid)
     sqlite = dialect.name == "sqlite"
     if shape.verb == "create":
         plan.whole = not shape.given or (executemany and (unsaid or not (by_driver or shape.sorted)))

@@ -52,7 +52,8 @@ class Marks:
         self._guard = names.qualified(names.guard)
         self._sqlite = engine.dialect.name == "sqlite"
         self._instance_id = instance_id
-        self._changing = 0
+        self.changing = 0
+        """Whether every write has to look for triggers before it."""
         self.known: frozenset[str] = frozenset()
         """Tables with triggers. Empty: nothing of this costs anything."""
 
@@ -75,19 +76,18 @@ class Marks:
     def noticed(self, sql: str) -> None:
         """Text is executed: it may make or drop triggers. Then every write looks until a transaction ends, and one after."""
         if PREFIX in sql and "TRIGGER" in sql:
-            self._changing = 2
+            self.changing = 2
 
     def ended(self) -> None:
         """A transaction is over."""
-        if self._changing == 2:
-            self._changing = 1
+        if self.changing == 2:
+            self.changing = 1
 
     def look_again(self, connection: Connection) -> None:
-        """Before a write, if triggers have been made or dropped through this engine."""
-        if self._changing:
-            self.known = look(connection.connection.cursor(), connection.dialect.name)
-            if self._changing == 1:
-                self._changing = 0
+        """Before a write, as triggers have been made or dropped through this engine."""
+        self.known = look(connection.connection.cursor(), connection.dialect.name)
+        if self.changing == 1:
+            self.changing = 0
 
     # Statements that capture writes ------------------------------------------------------------------------------
 

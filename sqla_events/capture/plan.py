@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
-from weakref import ref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -15,6 +14,7 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClau
 from sqlalchemy.sql.lambdas import LambdaElement
 
 from .codec import Loaded, TableCodec
+from .kept import ByIdentity
 
 VERBS: tuple[tuple[type, str], ...] = ((dml.Insert, "create"), (dml.Update, "update"), (dml.Delete, "delete"))
 
@@ -40,28 +40,6 @@ class Shape:
     """The WHERE names the primary key and nothing more."""
 
 
-_Kept = TypeVar("_Kept")
-
-
-class ByIdentity(Generic[_Kept]):
-    """What is known about objects, as long as they live.
-
-    Why not WeakKeyDictionary: annotated statements, of one bulk update on several tables, are equal to each other.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[ref[Any], _Kept]] = {}
-
-    def get(self, owner: Any, make: Callable[[], _Kept]) -> _Kept:
-        """What is kept for the owner, made where nothing is."""
-        kept = self._kept.get(id(owner))
-        if kept is not None and kept[0]() is owner:
-            return kept[1]
-        made, number, drop = make(), id(owner), self._kept.pop
-        self._kept[number] = (ref(owner, lambda _: drop(number, None)), made)
-        return made
-
-
 _shapes: ByIdentity[Shape | None] = ByIdentity()
 
 
@@ -69,7 +47,7 @@ def shape_of(element: Any) -> Shape | None:
     """What an executable writes; None if it is no INSERT, UPDATE or DELETE of a table."""
     if not isinstance(element, (dml.UpdateBase, LambdaElement, FromStatement)):
         return None
-    return _shapes.get(element, lambda: _shape(unwrapped(element)))
+    return _shapes.get(element, _shape)
 
 
 def unwrapped(element: Any) -> Any:
@@ -83,7 +61,8 @@ def unwrapped(element: Any) -> Any:
             return element
 
 
-def _shape(statement: Any) -> Shape | None:
+def _shape(element: Any) -> Shape | None:
+    statement = unwrapped(element)
     verb = next((verb for kind, verb in VERBS if isinstance(statement, kind)), None)
     table = None if verb is None else table_of(statement)
     if verb is None or table is None:
@@ -142,7 +121,7 @@ _keys: ByIdentity[tuple[str, ...]] = ByIdentity()
 
 def key_columns(table: sa.Table) -> tuple[str, ...]:
     """Keys of the columns that identify a row: the primary key, or what a mapper takes for it where the table has none."""
-    return _keys.get(table, lambda: tuple(column.key for column in table.primary_key) or _mapped_key(table))
+    return _keys.get(table, lambda _: tuple(column.key for column in table.primary_key) or _mapped_key(table))
 
 
 def _mapped_key(table: sa.Table) -> tuple[str, ...]:
@@ -156,28 +135,43 @@ def _mapped_key(table: sa.Table) -> tuple[str, ...]:
 # When it is compiled ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Common(msgspec.Struct, frozen=True):
+    """What the rows of one INSERT have in common: columns that are NULL, and names of those that nobody tells."""
+
+    nulls: dict[str, Any]
+    unknown: tuple[str, ...]
+
+
+class Program(msgspec.Struct, frozen=True):
     """What one compiled statement tells about the columns of its table."""
 
-    given: tuple[str, ...]
+    given: tuple[str, ...] = ()
     """Keys of columns whose value is a parameter, and stored as it is."""
-    moved: frozenset[str]
+    moved: frozenset[str] = frozenset()
     """Keys of columns that may get a value that no parameter says: expressions, onupdate, computed."""
-    told: frozenset[str]
-    """Keys of columns that SQLAlchemy itself has returned; without a TypeDecorator's, since the way from the database and
-    back through it need not lead to the same value."""
+    unsaid: frozenset[str] = frozenset()
+    """Keys of those whose value SQLAlchemy itself does not have returned either, or, of an UPDATE, gives to nobody but the
+    unit of work. A TypeDecorator's are among them: the way from the database and back through it need not lead to the same
+    value."""
+    answered: bool = False
+    """An INSERT of which the database tells something that SQLAlchemy asks for: at least the key."""
+    common: Common = Common({}, ())
+    """Of an INSERT's rows, where nothing but their parameters tells what they are."""
+    unknown: tuple[str, ...] = ()
+    """Names of the columns that may get a value that no parameter says."""
 
 
-_programs: ByIdentity[Program] = ByIdentity()
+NO_PROGRAM = Program()
+"""Of a plan that no compiled statement of its own carries out."""
 
 
-def program_of(shape: Shape, context: Any) -> Program:
-    """The program of the statement that runs; made once for each compiled statement."""
-    return _programs.get(context.compiled, lambda: _program(shape, context.compiled))
+def program_of(shape: Shape, codec: TableCodec, compiled: Any) -> Program:
+    """The program of a compiled statement; made once for each."""
+    program: Program = codec.programs.get(compiled, _program, shape, codec)
+    return program
 
 
-def _program(shape: Shape, compiled: Any) -> Program:
+def _program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
     columns = shape.table.columns
     expressed = {_key(column) for column in getattr(compiled.dml_compile_state, "_dict_parameters", None) or ()}
     prefetch = compiled.insert_prefetch if shape.verb == "create" else compiled.update_prefetch
@@ -187,10 +181,25 @@ def _program(shape: Shape, compiled: Any) -> Program:
     }
     given = tuple(column.key for column in columns if column.key in parameters and column.key not in expressed)
     may = _may_be_set if shape.verb == "create" else _may_change
-    moved = {column.key for column in columns if column.key in expressed or may(column)}
-    told = {str(getattr(column, "key", None)) for column in compiled.effective_returning or ()}
+    moved = frozenset(column.key for column in columns if column.key in expressed or may(column)).difference(given)
+    returning = compiled.effective_returning or ()
+    told = {str(getattr(column, "key", None)) for column in returning}
     exact = {column.key for column in columns if column.key in told and not isinstance(column.type, sa.types.TypeDecorator)}
-    return Program(given, frozenset(moved).difference(given), frozenset(exact))
+    return Program(
+        given,
+        moved,
+        moved if shape.verb == "update" else moved - exact,
+        bool(returning) or not all(key in given for key in codec.key),
+        common(codec, moved, given),
+        tuple(str(columns[key].name) for key in sorted(moved)),
+    )
+
+
+def common(codec: TableCodec, moved: frozenset[str], known: Iterable[str]) -> Common:
+    """What rows of an INSERT have in common, of which these columns are known."""
+    missing = [column for column in codec.table.columns if column.key not in known]
+    nulls = {column.key: codec.nulls.get(column.key) for column in missing if column.key not in moved}
+    return Common(nulls, tuple(str(column.name) for column in missing if column.key in moved))
 
 
 def set_columns(statement: Any, table: sa.Table) -> frozenset[str]:
@@ -223,12 +232,9 @@ def _may_be_set(column: sa.Column[Any]) -> bool:
 # While it runs ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)
-class Plan:
+class Plan(msgspec.Struct, eq=False):
     """One execution of a statement on a captured table."""
 
-    element: Any
-    """What is executed: the statement, or a lambda or ``from_statement`` around it."""
     statement: Any
     shape: Shape
     codec: TableCodec
@@ -236,11 +242,14 @@ class Plan:
     """More than one set of parameters."""
     want_old: bool
     """Old values are wanted although nobody has loaded them."""
+    context: Any = None
+    """SQLAlchemy's, of the execution."""
+    program: Program = NO_PROGRAM
     whole: bool = False
     """Every row comes back whole, so that nothing of it has to be put together."""
     ride: tuple[str, ...] = ()
     """Keys of the columns that ride along in RETURNING; ``old.`` before those of the row as it was."""
-    rode: list[dict[str, Loaded]] = field(default_factory=list)
+    rode: list[dict[str, Loaded]] = []
     """What came back, a dict for each row."""
     before: list[dict[str, Loaded]] | None = None
     """Rows that the WHERE selects, read before the statement."""
@@ -272,11 +281,6 @@ class Plan:
     @property
     def verb(self) -> str:
         return self.shape.verb
-
-    def is_of(self, context: Any) -> bool:
-        """Whether this is the plan of the statement that runs."""
-        invoked = getattr(context, "invoked_statement", None)
-        return invoked is not None and (invoked is self.element or unwrapped(invoked) is self.statement)
 
 
 class Row(msgspec.Struct, gc=False):

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import cursor
 
 from .codec import Loaded
-from .plan import Plan, program_of
+from .plan import Plan
 
 OLD = "old."
 INSERTED = "inserted?"
@@ -58,19 +58,10 @@ def columns(plan: Plan, context: Any, target: Any) -> list[str]:
 def _wanted(plan: Plan, context: Any) -> tuple[str, ...]:
     if plan.whole:
         return whole(plan, context.dialect)
-    wanted = unsaid(plan, context)
+    wanted = plan.program.unsaid
     if plan.own and context.dialect.driver == "asyncpg":  # only its rows tell which sets have matched
-        wanted |= set(plan.codec.key)
+        wanted = wanted.union(plan.codec.key)
     return tuple(key for key in plan.codec.all_keys if key in wanted)
-
-
-def unsaid(plan: Plan, context: Any) -> frozenset[str]:
-    """Keys of columns whose value neither a parameter says nor what SQLAlchemy itself has returned.
-
-    What it has returned for an UPDATE it gives to nobody but the unit of work: it rides along once more.
-    """
-    program = program_of(plan.shape, context)
-    return program.moved if plan.verb == "update" else program.moved - program.told
 
 
 def whole(plan: Plan, dialect: Any) -> tuple[str, ...]:

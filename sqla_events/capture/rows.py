@@ -7,25 +7,24 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, TypeVar
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from .buffer import Buffer
 from .codec import MAX_KINDS, SQL_NULL, Loaded
-from .plan import Plan, Program, Row, program_of
+from .plan import Plan, Row, common
 from .ride import INSERTED, OLD, moves
 
 # Rows that came back whole ------------------------------------------------------------------------------------------
 
 
-def whole_rows(plan: Plan, context: Any, rows: Iterable[dict[str, Loaded]]) -> list[Row]:
+def whole_rows(plan: Plan, rows: Iterable[dict[str, Loaded]]) -> list[Row]:
     """Of a statement of anybody's, or of one whose parameters do not say enough."""
     if plan.verb == "create":
         return [_created(plan, row) for row in rows]
     if plan.verb == "delete":
         return [Row(_key(plan, row), before=row) for row in rows]
-    changed = [key for key in plan.codec.all_keys if key in _changed_keys(plan, context)]
+    changed = [key for key in plan.codec.all_keys if key in _changed_keys(plan)]
     if plan.before is None or not moves(plan):
         olds = {_identity(plan, row): row for row in plan.before or ()}
         return [_changed(plan, row, changed, olds) for row in rows]
@@ -36,10 +35,9 @@ def whole_rows(plan: Plan, context: Any, rows: Iterable[dict[str, Loaded]]) -> l
     ]
 
 
-def _changed_keys(plan: Plan, context: Any) -> frozenset[str]:
+def _changed_keys(plan: Plan) -> frozenset[str]:
     if plan.changed is None:
-        program = program_of(plan.shape, context)
-        plan.changed = program.moved.union(program.given)
+        plan.changed = plan.program.moved.union(plan.program.given)
     return plan.changed
 
 
@@ -92,41 +90,21 @@ def _split(row: dict[str, Loaded]) -> tuple[dict[str, Loaded], dict[str, Loaded]
 _Set = TypeVar("_Set")
 
 
-class _Shape(msgspec.Struct):
-    """What the rows of one INSERT have in common: columns that are given, that are NULL, that nobody tells."""
-
-    given: list[str]
-    nulls: dict[str, Any]
-    unknown: tuple[str, ...]
-
-
 def inserted(plan: Plan, context: Any) -> Iterator[Row]:
     """One row for each set of parameters that went in."""
-    program, sets, keys = program_of(plan.shape, context), context.compiled_parameters, plan.codec.key
-    if context.compiled.effective_returning or plan.rode or not _says_keys(program, keys, sets):
+    program, sets, keys = plan.program, context.compiled_parameters, plan.codec.key
+    if program.answered or plan.rode or any(given[key] is None for given in sets for key in keys):
         told = _told(plan, context)
         sets = sets[: len(told)]  # fewer rows where a listener of the user's dropped some
-        shape = _columns(plan, program, told[0] if told else {})
+        shared = common(plan.codec, program.moved, (*program.given, *(told[0] if told else ())))
     else:
-        told, shape = [], _kept_columns(plan, program, context.compiled)
+        told, shared = [], program.common
     for given, answer in zip(_gone_in(plan, sets), _gone_in(plan, told) or repeat(None), strict=False):
-        after = {key: given[key] for key in shape.given}
+        after = {key: given[key] for key in program.given}
         if answer:
             after.update(answer)
-        after.update(shape.nulls)
-        yield Row({key: after[key] for key in keys if key in after}, None, after, shape.unknown)
-
-
-def _kept_columns(plan: Plan, program: Program, compiled: Any) -> _Shape:
-    shape: _Shape | None = plan.codec.inserts.get(compiled)
-    if shape is None:
-        shape = plan.codec.inserts[compiled] = _columns(plan, program, {})
-    return shape
-
-
-def _says_keys(program: Program, keys: tuple[str, ...], sets: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the parameters say every row's key, so that nothing the database answers is news."""
-    return all(key in program.given for key in keys) and all(given[key] is not None for given in sets for key in keys)
+        after.update(shared.nulls)
+        yield Row({key: after[key] for key in keys if key in after}, None, after, shared.unknown)
 
 
 def _gone_in(plan: Plan, sets: Sequence[_Set]) -> Sequence[_Set]:
@@ -161,15 +139,6 @@ def _answer(plan: Plan, key: str, value: Any) -> Any:
     return plan.codec.nulls.get(key) if value is None else value
 
 
-def _columns(plan: Plan, program: Program, told: Mapping[str, Any]) -> _Shape:
-    missing = [
-        column for column in plan.table.columns if column.key not in program.given and column.key not in told
-    ]
-    unknown = [column for column in missing if column.key in program.moved]
-    nulls = {column.key: _answer(plan, column.key, None) for column in missing if column not in unknown}
-    return _Shape(list(program.given), nulls, tuple(str(column.name) for column in unknown))
-
-
 # Updates and deletes by key -----------------------------------------------------------------------------------------
 
 
@@ -201,12 +170,12 @@ def key_after(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given.get(name, given[label]) for name, label in plan.shape.by_key or ()}
 
 
-def updated(plan: Plan, context: Any, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+def updated(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """One row for each set."""
-    program, table, by_key = program_of(plan.shape, context), plan.table, plan.shape.by_key or ()
+    program, table, by_key = plan.program, plan.table, plan.shape.by_key or ()
     given_keys, moved = program.given, program.moved
     riding = len(plan.rode) == len(sets)
-    unknown = () if riding else tuple(str(table.columns[key].name) for key in sorted(moved))
+    unknown = () if riding else program.unknown
     for index, given in enumerate(sets):
         after = {key: given[key] for key in given_keys}
         if riding and moved:
