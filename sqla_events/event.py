@@ -9,13 +9,19 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from . import encoding
 from .errors import EventError
+from .event_type import MAX_TYPE_LENGTH, check_type, parts_of, quote, type_of, unquote
+
+__all__ = [
+    "MAX_TYPE_LENGTH", "REPLAY", "Event", "Operation", "Source", "Status", "Wire", "check_type", "decode",
+    "decode_values", "encode", "encode_values", "lane_of", "new_id", "now", "quote", "type_of", "unquote",
+    "user_id_from_text",
+]
 
 
 class Source(enum.StrEnum):
@@ -111,7 +117,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, dict=False):
         if type(self.type) is not str:
             check_type(self.type)
             _set(self, "type", str.__str__(self.type))
-        parts = _parts(self.type)
+        parts = parts_of(self.type)
         if type(self.source) is not Source:
             _set(self, "source", _member(Source, "source", self.source))
         if type(self.status) is not Status:
@@ -169,24 +175,6 @@ _set = msgspec.structs.force_setattr
 
 # Validation ---------------------------------------------------------------------------------------------------------
 
-MAX_TYPE_LENGTH = 512
-
-_SEGMENT = r"[^\s.*>\x00-\x1f\x7f\ud800-\udfff]+"
-_TYPE = re.compile(rf"{_SEGMENT}(\.{_SEGMENT})*")
-_QUOTED = re.compile(r"[\s.*?\[>%\x00-\x1f\x7f]")
-
-
-@lru_cache(maxsize=4096)
-def _parts(event_type: str) -> tuple[str, ...] | None:
-    """Schema, entity and operation of a type that has three segments. Types repeat: each is checked once.
-
-    :raises EventError: where it is no type.
-    """
-    check_type(event_type)
-    parts = event_type.split(".")
-    return tuple(unquote(part) for part in parts) if len(parts) == 3 else None
-
-
 _TEXT = frozenset({str, type(None)})
 _SEQ = frozenset({int, type(None)})
 
@@ -242,34 +230,6 @@ def _metadata(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise EventError(f"metadata is {value!r}; it must be a dict")
     return dict(value)
-
-
-def check_type(value: object) -> None:
-    """Raise EventError unless ``value`` is a valid event type: segments joined by dots, none empty, no wildcard."""
-    if not isinstance(value, str) or len(value) > MAX_TYPE_LENGTH or not _TYPE.fullmatch(value):
-        raise EventError(
-            f"type is {value!r}; it must be segments joined by dots, such as 'public.users.create', without spaces, "
-            f"'*' or '>', of at most {MAX_TYPE_LENGTH} characters"
-        )
-
-
-def quote(name: str) -> str:
-    """A schema or table name as one segment of a type: what would end the segment or match as a wildcard becomes %XX."""
-    return _QUOTED.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), name)
-
-
-def unquote(segment: str) -> str:
-    """The name that :func:`quote` made a segment of."""
-    if "%" not in segment:
-        return segment
-    return re.sub(
-        r"(%[0-9A-F]{2})+", lambda match: bytes.fromhex(match[0].replace("%", "")).decode(errors="replace"), segment
-    )
-
-
-def type_of(schema: str, entity: str, operation: str) -> str:
-    """The type of the events of one operation on one table."""
-    return f"{quote(schema)}.{quote(entity)}.{operation}"
 
 
 def lane_of(schema: str | None, entity: str | None, key: str | None, event_id: str) -> str:

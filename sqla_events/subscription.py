@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapper
 
 from .errors import ConfigError, EventError
-from .event import Event, quote
+from .event import Event
+from .event_type import quote
 from .filter import PatternTree, check_pattern
 from .retry import RetryPolicy
 

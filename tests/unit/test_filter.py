@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqla_events.errors import EventError
-from sqla_events.event import quote, type_of
+from sqla_events.event_type import quote, type_of
 from sqla_events.filter import PatternTree, check_pattern, matches
 
 

@@ -1,7 +1,7 @@
 """Event types as NATS subjects, and patterns as the filters of a consumer.
 
 ``public.users.create`` is the subject ``events.public.users.create``: a type has no character that a subject may not
-have (:func:`event.check_type`), so nothing is escaped. A pattern is a filter once each glob in it is ``*``; what the
+have (:func:`event_type.check_type`), so nothing is escaped. A pattern is a filter once each glob in it is ``*``; what the
 filter lets through beyond the pattern is dropped by the client.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from ...errors import EventError
-from ...event import check_type
+from ...event_type import check_type
 
 Filter = tuple[str, ...]
 """Tokens below the prefix; ``*`` is any one token, ``>`` at the end the rest."""
