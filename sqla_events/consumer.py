@@ -10,8 +10,6 @@ A delivery is acknowledged when every subscription is through with it: completed
 from __future__ import annotations
 
 import asyncio
-import inspect
-import threading
 import time
 import traceback
 from collections import defaultdict
@@ -20,18 +18,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
-import msgspec
-
-from .errors import EventError, Reject, RetryLater
+from .errors import Reject, RetryLater
 from .event import Event
+from .jobs import Job, Track, Upcast
 from .provider import Delivery, Failure, Interest, Provider
 from .retry import Attempts
 from .signals import Buried, Processed, Queued, Retrying, Signals
 from .subscription import Subscription, Subscriptions
 from .workers import Tasks, Threads
-
-Upcast = Callable[[Event], Event]
-"""Gives an event in the version that handlers know."""
 
 
 @dataclass(frozen=True)
@@ -44,103 +38,6 @@ class ConsumerSettings:
     """Handlers that run at the same time: so many coroutines, and so many threads for plain functions."""
     buffer_size: int = 1000
     """Deliveries in hand at most."""
-
-
-class _Track(msgspec.Struct, eq=False, gc=False):
-    """A delivery in hand: how many subscriptions are not through with it, and its event once somebody needed it.
-
-    The garbage collector does not follow tracks and jobs: a thousand new ones a batch made it take a quarter of the time.
-    An error holds, by its traceback, the job that holds it, so :meth:`Consumer._through` takes it away in the end.
-    """
-
-    delivery: Delivery
-    pending: int
-    upcast: Upcast | None
-    error: BaseException | None = None
-    """Of the first subscription that gave up."""
-    decoded: Event | None = None
-
-    @property
-    def event(self) -> Event:
-        if self.decoded is None:
-            event = self.delivery.event()
-            self.decoded = self.upcast(event) if self.upcast else event
-        return self.decoded
-
-
-class _Job(msgspec.Struct, eq=False, gc=False):
-    """One subscription's turn with one delivery; carries the outcome of its last attempt, and knows who is behind it.
-
-    A struct, like the track: made in half the time of a class of our own, fifty thousand times a second.
-    """
-
-    track: _Track
-    subscription: Subscription
-    lane: str
-    error: BaseException | None = None
-    duration: float = 0.0
-    answer: asyncio.Future[None] | None = None
-    """Set while a retry controller, and not the lane, waits for the outcome."""
-    following: _Job | None = None
-    """The next of its lane."""
-    failed: int = 0
-    """Failures so far, once there was one in this process."""
-
-    def call(self) -> None:
-        started = time.perf_counter()
-        try:
-            answer = self.subscription.handler(self._event())
-            self.error = None if answer is None else _unawaited(answer, self.subscription)
-        except asyncio.CancelledError:
-            self.error = _cancelled()
-        except BaseException as error:  # SystemExit in a handler must not end a worker
-            self.error = error
-        self.duration = time.perf_counter() - started
-
-    async def call_async(self) -> None:
-        started = time.perf_counter()
-        try:
-            if self.subscription.timeout is None:
-                await self.subscription.handler(self._event())
-            else:
-                async with asyncio.timeout(self.subscription.timeout):
-                    await self.subscription.handler(self._event())
-            self.error = None
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise
-            self.error = _cancelled()
-        except (Exception, SystemExit) as error:  # as for a plain handler: it would end the loop
-            self.error = error
-        except KeyboardInterrupt as error:
-            if threading.current_thread() is threading.main_thread():  # somebody's Ctrl-C
-                raise
-            self.error = error
-        self.duration = time.perf_counter() - started
-
-    def _event(self) -> Event:
-        try:
-            event = self.track.event
-        except EventError as error:  # no attempt will ever make it readable
-            raise Reject(f"the event cannot be decoded: {error}") from error
-        before = self.track.delivery.attempts
-        if self.failed or before:
-            return event.replace(retry_count=self.failed or before.get(self.subscription.name, 0))
-        return event
-
-
-def _cancelled() -> Exception:
-    return RuntimeError("what the handler awaited was cancelled")  # its failure, not our end
-
-
-def _unawaited(answer: object, subscription: Subscription) -> BaseException | None:
-    if not inspect.isawaitable(answer):
-        return None
-    if inspect.iscoroutine(answer):
-        answer.close()
-    return Reject(
-        f"subscription {subscription.name!r} is a plain function that returned an awaitable; make it 'async def'"
-    )
 
 
 class _Stopping(Exception):
@@ -167,9 +64,9 @@ class Consumer:
         self._signals = signals
         self._on_settled = on_settled
         self._upcast = upcast
-        self._held: dict[str, list[_Job]] = {}
+        self._held: dict[str, list[Job]] = {}
         """Attempts that wait until their subscription is resumed, by its name."""
-        self._lanes: defaultdict[str, dict[str, _Job]] = defaultdict(dict)
+        self._lanes: defaultdict[str, dict[str, Job]] = defaultdict(dict)
         """The last job of each lane, by the name of the subscription."""
         self._in_hand = 0
         self._running = 0
@@ -258,10 +155,10 @@ class Consumer:
             delivery.ack()
             return
         self._in_hand += 1
-        track = _Track(delivery, len(wanting), self._upcast)
+        track = Track(delivery, len(wanting), self._upcast)
         lane = delivery.lane
         for subscription in wanting:
-            job = _Job(track, subscription, lane)
+            job = Job(track, subscription, lane)
             lanes = self._lanes[subscription.name]
             last = lanes.get(lane)
             lanes[lane] = job
@@ -278,7 +175,7 @@ class Consumer:
             wanting = [one for one in wanting if one.name not in delivery.buried]
         return wanting
 
-    def _start(self, job: _Job) -> None:
+    def _start(self, job: Job) -> None:
         if job.subscription.name in self._subscriptions.paused:
             self._held.setdefault(job.subscription.name, []).append(job)
             return
@@ -290,7 +187,7 @@ class Consumer:
         self._idle.clear()
         (self._tasks if job.subscription.is_async else self._threads).put(job)
 
-    def _later(self, job: _Job, seconds: float) -> None:
+    def _later(self, job: Job, seconds: float) -> None:
         """Its next attempt, which an earlier process put off, is not due yet."""
 
         async def wait() -> None:
@@ -302,7 +199,7 @@ class Consumer:
         self._retries.add(task)
         task.add_done_callback(self._retries.discard)
 
-    def _done(self, job: _Job) -> None:
+    def _done(self, job: Job) -> None:
         """An attempt is over: on to its retry controller if it has one, else decide."""
         self._running -= 1
         if job.answer is None and job.error is None:
@@ -312,7 +209,7 @@ class Consumer:
         if not self._running:
             self._idle.set()
 
-    def _decide(self, job: _Job) -> None:
+    def _decide(self, job: Job) -> None:
         if job.answer is not None:
             if not job.answer.done():
                 job.answer.set_result(None)
@@ -321,7 +218,7 @@ class Consumer:
             self._retries.add(task)
             task.add_done_callback(self._retries.discard)
 
-    async def _retry(self, job: _Job) -> None:
+    async def _retry(self, job: Job) -> None:
         """Drive a job whose first attempt failed through tenacity until it is through; the lane waits, no worker does."""
         subscription, delivery = job.subscription, job.track.delivery
         attempts = Attempts(subscription.policy, delivery.attempts.get(subscription.name, 0), subscription.retry_on)
@@ -361,13 +258,13 @@ class Consumer:
             return
         raise _Stopping
 
-    def _bury(self, job: _Job, failed: int) -> None:
+    def _bury(self, job: Job, failed: int) -> None:
         assert job.error is not None
         subscription, delivery = job.subscription, job.track.delivery
         delivery.bury(_failure(subscription, failed, job.error))
         self._signals.emit(Buried(delivery.type, self._group, subscription.name, _text(job.error)))
 
-    def _through(self, job: _Job) -> None:
+    def _through(self, job: Job) -> None:
         """One subscription is through with one delivery: the next of its lane, and the acknowledgement if it was the last."""
         if self._signals:
             self._tell(job)
@@ -385,7 +282,7 @@ class Consumer:
             track.delivery.ack()
             self._in_hand -= 1
 
-    def _report(self, track: _Track, error: BaseException | None) -> None:
+    def _report(self, track: Track, error: BaseException | None) -> None:
         assert self._on_settled is not None
         try:
             event = track.delivery.event() if self._upcast else track.event
@@ -393,7 +290,7 @@ class Consumer:
             return  # not decodable: buried as such, and nobody here published it
         self._on_settled(event, error)
 
-    def _tell(self, job: _Job) -> None:
+    def _tell(self, job: Job) -> None:
         status = "completed" if job.error is None else "failed"
         try:
             source = str(job.track.event.source)

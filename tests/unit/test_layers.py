@@ -14,7 +14,7 @@ RANKS = {
     0: {"event", "event_type", "errors", "encoding"},
     1: {"position", "filter", "retry", "schema", "provider", "signals", "context", "bridge", "settings", "wire", "cloudevents"},
     2: {"config", "log", "deliveries", "subscription", "groups", "upcasting", "providers", "capture.settings"},
-    3: {"capture", "relay", "consumer", "workers", "upkeep"},
+    3: {"capture", "relay", "consumer", "jobs", "workers", "upkeep"},
     4: {"broker", "inspection", "lifecycle", "publisher", "publishing", "replaying", "runtime", "triggers"},
     5: {"install", "cli", "metrics", "dashboard", "demo", "testing", "alembic", "autogenerate", "__main__"},
 }
