@@ -18,7 +18,7 @@ from ..errors import CaptureError
 from ..schema import Tables
 from ..signals import Gap, Signals, logger
 from . import cascades, outbox
-from .buffer import Buffer, Written, buffer_of
+from .buffer import Buffer, Written, buffer_of, held
 from .cascades import Cascades
 from .choice import Choice, columns
 from .codec import TableCodec
@@ -117,7 +117,13 @@ class Capture:
     # Transactions ------------------------------------------------------------------------------------------------
 
     def _commit(self, connection: Connection) -> None:
-        buffer = buffer_of(connection)
+        buffer = held(connection)
+        if buffer is not None:
+            self._commit_events(connection, buffer)
+        if self._marks.changing:
+            self._marks.ended()
+
+    def _commit_events(self, connection: Connection, buffer: Buffer) -> None:
         try:
             self._drain(connection, buffer)
         except BaseException:
@@ -128,10 +134,9 @@ class Capture:
             buffer.clear()
             raise
         if buffer.written:
-            buffer.after = self._committing(buffer.written.copy())
+            buffer.after = self._committing(buffer.written)
             _committed.set((*_committed.get(), buffer.after))
         buffer.clear()
-        self._marks.ended()
 
     def _prepare_twophase(self, connection: Connection, xid: Any) -> None:
         self._drain(connection, buffer_of(connection))
@@ -140,9 +145,12 @@ class Capture:
         self._commit(connection)
 
     def _rollback(self, connection: Connection) -> None:
-        buffer = buffer_of(connection)
+        if self._marks.changing:
+            self._marks.ended()
+        buffer = held(connection)
+        if buffer is None:
+            return
         buffer.clear()
-        self._marks.ended()
         failed, buffer.after = buffer.after, None
         if failed in (waiting := _committed.get()):  # the COMMIT itself failed
             _committed.set(tuple(other for other in waiting if other is not failed))
@@ -177,10 +185,12 @@ class Capture:
             self._drain(connection, buffer)
 
     def _after_session(self, session: Session) -> None:
-        _finish()
+        if _committed.get():
+            _finish()
 
     def _after_connection(self, dbapi_connection: Any, record: Any) -> None:
-        _finish()
+        if _committed.get():
+            _finish()
 
     # Events ------------------------------------------------------------------------------------------------------
 
@@ -191,8 +201,7 @@ class Capture:
     def _drain(self, connection: Connection, buffer: Buffer) -> None:
         if not buffer.rows:
             return
-        rows = list(buffer.rows)
-        buffer.rows.clear()
+        rows, buffer.rows = buffer.rows, []
         outbox.write(connection, self._tables, rows)
 
     def drain(self, connection: Connection) -> None:
@@ -294,7 +303,6 @@ _TRANSACTION = (
 
 def _finish() -> None:
     waiting = _committed.get()
-    if waiting:
-        _committed.set(())
-        for after in waiting:
-            after(True)
+    _committed.set(())
+    for after in waiting:
+        after(True)

@@ -7,9 +7,7 @@ share): a savepoint, a rollback and a failed flush then concern exactly what the
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -18,8 +16,6 @@ from ..errors import CaptureError
 from .outbox import Captured
 
 ATTRIBUTE = "_sqla_events_buffer"
-
-_HEAD = itemgetter(4)
 
 
 class Written:
@@ -46,13 +42,15 @@ class Written:
 
     def add_all(self, events: Sequence[Captured], *, with_ids: bool) -> None:
         """What one statement wrote."""
-        for head, count in Counter(map(_HEAD, events)).items():
-            self.counts[head.type] = self.counts.get(head.type, 0) + count
+        counts = self.counts
+        for one in events:
+            event_type = one[4].type
+            counts[event_type] = counts.get(event_type, 0) + 1
         if with_ids:
             self.ids += [(uuid.UUID(one[0]), one[4].type) for one in events]
 
     def copy(self) -> Written:
-        """As it is now: for a savepoint, and for what comes after the COMMIT."""
+        """As it is now: for a savepoint."""
         return Written(self.counts, self.ids)
 
 
@@ -87,7 +85,7 @@ class Buffer:
         self.plans.clear()
         self.states.clear()
         if self.written:
-            self.written = Written()
+            self.written = Written()  # whoever was told of a COMMIT has the old one
         self.marks.clear()
         self.guarded = self.told = False
 

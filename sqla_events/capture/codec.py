@@ -258,7 +258,8 @@ class TableCodec:
             for one in self.columns.values()
             if one.code is not None and not one.redacted
         }
-        self._types = encoding.dumps(self._codes) if self._codes else None
+        self.usual_types = encoding.dumps(self._codes) if self._codes else None
+        """The sidecar's text."""
 
     def writes(self, shape: Any) -> bool:
         """Whether events are wanted of what a statement may write, or cause."""
@@ -341,9 +342,7 @@ class TableCodec:
             return self._refused(codec.name, value, error)
 
     def types(self, special: encoding.Types) -> str | None:
-        """The sidecar's text: constant, unless some values were not of their columns' usual type."""
-        if not special:
-            return self._types
+        """The sidecar's text where some values are not of their columns' usual type."""
         codes = dict(self._codes)
         for pointer in special:
             codes.pop(f"/payload/*/{pointer.split('/')[3]}", None)

@@ -21,8 +21,9 @@ from . import ctes, gaps, many, ride
 from .buffer import Buffer, buffer_of, held
 from .cascades import Cascades
 from .codec import TableCodec
+from .kept import ByIdentity
 from .marks import Marks
-from .plan import Plan, Row, program_of, shape_of, unwrapped
+from .plan import Plan, Row, Shape, program, shape_of, unwrapped
 from .rows import deleted, inserted, matched, updated, whole_rows
 from .select import portions, present_rows, refresh, still_there
 from .upserts import standing
@@ -57,6 +58,8 @@ class Listener:
         self._always = old_values == "always"
         self._cascades = cascades
         self._marks = marks
+        self._targets: ByIdentity[tuple[Shape, TableCodec] | None] = ByIdentity()
+        """By statement: what it writes, and the codec of its table; None of one that is not captured."""
         self._listening: list[tuple[Any, str, Any]] = []
 
     def listen(self) -> None:
@@ -128,12 +131,16 @@ class Listener:
 
     def _planned(self, connection: Connection, element: Any, *, many: bool = False) -> Plan | None:
         """The plan of a statement that is captured; None of any other."""
-        shape = shape_of(element)
-        codec = None if shape is None else self._codec_of(shape.table)
-        if shape is None or codec is None or not codec.writes(shape):
+        target = self._targets.get(element, self._target)
+        if target is None:
             return None
         buffer_of(connection).refuse_autocommit(connection)
-        return Plan(unwrapped(element), shape, codec, many, self._always)
+        return Plan(unwrapped(element), *target, many, self._always)
+
+    def _target(self, element: Any) -> tuple[Shape, TableCodec] | None:
+        shape = shape_of(element)
+        codec = None if shape is None else self._codec_of(shape.table)
+        return (shape, codec) if shape is not None and codec is not None and codec.writes(shape) else None
 
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
@@ -142,17 +149,20 @@ class Listener:
         if plan is None:
             plan = self._planned(connection, context.invoked_statement, many=len(context.compiled_parameters) > 1)
             if plan is not None:
-                plan.context, plan.program = context, program_of(plan.shape, plan.codec, context.compiled)
+                plan.context = context
+                plan.program = plan.codec.programs.get(context.compiled, program, plan.shape, plan.codec)
                 buffer_of(connection).plans.append(plan)
         return plan
 
     def _prepared(self, connection: Connection, plan: Plan, sql: str, context: Any, executemany: bool) -> str:
         """Decide how the rows will be known, and let ride along what that needs."""
+        plan.translate = context.execution_options.get("schema_translate_map")
+        if self._cascades is not None and plan.codec.reaches and plan.verb in plan.codec.reaches:
+            plan.reached = self._cascades.look(connection, plan, context)
+        if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
+            return sql  # one row, and its parameters tell what it is
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
         _decide(plan, context, executemany, by_driver)
-        plan.translate = context.execution_options.get("schema_translate_map")
-        if self._cascades is not None and plan.verb in plan.codec.reaches:
-            plan.reached = self._cascades.look(connection, plan, context)
         if by_driver and not plan.own:
             return sql
         plan.look_before = self._looks_before(plan, context)
@@ -219,9 +229,7 @@ class Listener:
             for rows in ride.take_off(plan, dbapi_cursor, context):
                 self._came_back(connection, buffer, plan, rows)
 
-    def _came_back(
-        self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]
-    ) -> None:
+    def _came_back(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]) -> None:
         if not plan.whole:
             plan.rode += rows
         elif plan.reached is None:
@@ -239,17 +247,18 @@ class Listener:
 
     def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
         rows: Iterable[Row] = ()
+        verb = plan.shape.verb
         if plan.whole:
             rows = whole_rows(plan, plan.rode) if plan.rode else ()
         elif plan.blind:
             return
-        elif plan.verb == "create":
+        elif verb == "create":
             rows = inserted(plan, context)
         else:
             sets = matched(plan, context)
             if sets is None:
                 sets = still_there(connection, plan, context.compiled_parameters)
-            rows = updated(plan, buffer, sets) if plan.verb == "update" else deleted(plan, buffer, sets)
+            rows = updated(plan, buffer, sets) if verb == "update" else deleted(plan, buffer, sets)
         if plan.reached is not None:
             self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
         else:
@@ -257,7 +266,7 @@ class Listener:
 
     def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Iterable[Row]) -> None:
         """A portion at a time: of a statement with a million sets of parameters, no million rows are made at once."""
-        for some in portions(rows, PORTION):
+        for some in portions(rows, PORTION) if plan.many or plan.whole else (list(rows),):
             if plan.codec.triggered and plan.verb != "delete":
                 refresh(connection, plan, some)
             self._emit(connection, buffer, plan, some)

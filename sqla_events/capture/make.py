@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -33,18 +33,19 @@ class Maker:
     def events(self, connection: Connection, plan: Plan, rows: Sequence[Row]) -> list[Captured]:
         """The events of what one statement wrote, in its order."""
         about = context.current()
-        metadata, special = _metadata(about)
+        metadata, special = _metadata(about) if about.metadata else (None, None)
         user_id = None if about.user_id is None else str(about.user_id)
         schema, cause = self._schema(plan, connection), None
         if plan.cause is not None:
             first = plan.cause
             cause = type_of(self._schema(first, connection), str(first.table.name), first.verb)
+        usual, table = plan.shape.verb, plan.shape.table
         codec, made, heads = plan.codec, [], dict.fromkeys(plan.codec.operations)
         for new_id, row in zip(ids(len(rows)), rows, strict=True):
-            verb = row.verb or plan.verb
+            verb = row.verb or usual
             if verb in heads:
                 head = heads[verb] = heads[verb] or _head(
-                    schema, str(plan.table.name), verb, metadata, user_id, about.session_id, self._instance_id, codec.version
+                    schema, str(table.name), verb, metadata, user_id, about.session_id, self._instance_id, codec.version
                 )
                 payload, types = self._payload(codec, row, verb, cause)
                 types = _joined(types, special) if special else types
@@ -54,7 +55,7 @@ class Maker:
     def _schema(self, plan: Plan, connection: Connection) -> str:
         """The schema that the statement writes to."""
         translate = plan.translate or connection.get_execution_options().get("schema_translate_map")
-        schema = plan.table.schema
+        schema = plan.shape.table.schema
         return (translate.get(schema, schema) if translate else schema) or self._settings.default_schema
 
     def _payload(self, codec: TableCodec, row: Row, verb: str, cause: str | None) -> tuple[str, str | None]:
@@ -72,18 +73,15 @@ class Maker:
             payload["cascaded_from"] = cause
         if verb == "delete" and codec.cascades:
             payload["cascades"] = codec.cascades
-        text = self._text(codec, payload)
+        try:
+            text = _encode(payload)
+        except (UnicodeEncodeError, TypeError, ValueError):
+            codec.blame(payload)  # names the column, or puts a placeholder in its place
+            text = _encode(payload)
         limit = self._settings.max_payload_bytes
         if limit is not None and len(text) > limit:
             text = self._too_large(codec, payload, len(text))
-        return text.decode(), codec.types(special)
-
-    def _text(self, codec: TableCodec, payload: dict[str, Any]) -> bytes:
-        try:
-            return _encode(payload)
-        except (UnicodeEncodeError, TypeError, ValueError):
-            codec.blame(payload)  # names the column, or puts a placeholder in its place
-            return _encode(payload)
+        return text.decode(), codec.types(special) if special else codec.usual_types
 
     def _too_large(self, codec: TableCodec, payload: dict[str, Any], size: int) -> bytes:
         limit = self._settings.max_payload_bytes
@@ -96,12 +94,16 @@ class Maker:
         return _encode({"key": payload["key"], "truncated": names})
 
 
-def ids(count: int) -> Iterator[str]:
+def ids(count: int) -> list[str]:
     """UUIDs of version 7 as 32 hexadecimal digits, as :func:`event.new_id` makes them and several times as fast."""
     time_, noise = f"{time.time_ns() // 1_000_000:012x}7", os.urandom(10 * count).hex()
-    for start in range(0, 20 * count, 20):
-        variant = "89ab"[int(noise[start + 3], 16) & 3]
-        yield f"{time_}{noise[start : start + 3]}{variant}{noise[start + 4 : start + 19]}"
+    return [
+        f"{time_}{noise[start : start + 3]}{_VARIANT[noise[start + 3]]}{noise[start + 4 : start + 19]}"
+        for start in range(0, 20 * count, 20)
+    ]
+
+
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 @lru_cache(maxsize=256)
@@ -109,9 +111,7 @@ def _head(schema: str, entity: str, verb: str, metadata: str | None, *more: Any)
     return Head(("database", type_of(schema, entity, verb), schema, entity, verb, metadata, *more))
 
 
-def _metadata(about: context.About) -> tuple[str | None, encoding.Types]:
-    if not about.metadata:
-        return None, {}
+def _metadata(about: context.About) -> tuple[str | None, encoding.Types | None]:
     special: encoding.Types = {}
     return encoding.dumps(encoding.lower(about.metadata, "/metadata", special)), special
 

@@ -84,7 +84,8 @@ def write(connection: Connection, tables: Tables, rows: Sequence[Captured]) -> N
     """
     cursor = connection.connection.cursor()
     try:
-        _way(connection.dialect, cursor, rows)(connection.dialect, cursor, tables, rows)
+        way = _one if len(rows) == 1 else _way(connection.dialect, cursor, rows)
+        way(connection.dialect, cursor, tables, rows)
     except (connection.dialect.loaded_dbapi.Error, UnicodeEncodeError) as error:
         if connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, cursor):  # type: ignore[arg-type]
             connection.invalidate(error)
@@ -108,8 +109,6 @@ Write = Callable[[Dialect, Any, Tables, Sequence[Captured]], None]
 
 
 def _way(dialect: Dialect, cursor: Any, rows: Sequence[Captured]) -> Write:
-    if len(rows) == 1:
-        return _one
     if dialect.name != "postgresql":
         return _some
     many = len(rows) >= COPY_ROWS or sum(len(row[2]) for row in rows) > JSON_CHARACTERS
@@ -137,7 +136,8 @@ _UTF_8 = ("utf-8", "utf8")
 
 def _one(dialect: Dialect, cursor: Any, tables: Tables, rows: Sequence[Captured]) -> None:
     """Straight through the driver's cursor: SQLAlchemy's execution costs more than the write of one row."""
-    cursor.execute(_insert(dialect, tables), _flat(rows[0]))
+    row = rows[0]
+    cursor.execute(_insert(dialect, tables), row[:4] + row[4].values)
 
 
 def _some(dialect: Dialect, cursor: Any, tables: Tables, rows: Sequence[Captured]) -> None:

@@ -40,14 +40,9 @@ class Shape:
     """The WHERE names the primary key and nothing more."""
 
 
-_shapes: ByIdentity[Shape | None] = ByIdentity()
-
-
 def shape_of(element: Any) -> Shape | None:
     """What an executable writes; None if it is no INSERT, UPDATE or DELETE of a table."""
-    if not isinstance(element, (dml.UpdateBase, LambdaElement, FromStatement)):
-        return None
-    return _shapes.get(element, _shape)
+    return _shape(unwrapped(element)) if isinstance(element, (dml.UpdateBase, LambdaElement, FromStatement)) else None
 
 
 def unwrapped(element: Any) -> Any:
@@ -61,8 +56,7 @@ def unwrapped(element: Any) -> Any:
             return element
 
 
-def _shape(element: Any) -> Shape | None:
-    statement = unwrapped(element)
+def _shape(statement: Any) -> Shape | None:
     verb = next((verb for kind, verb in VERBS if isinstance(statement, kind)), None)
     table = None if verb is None else table_of(statement)
     if verb is None or table is None:
@@ -162,16 +156,13 @@ class Program(msgspec.Struct, frozen=True):
 
 
 NO_PROGRAM = Program()
-"""Of a plan that no compiled statement of its own carries out."""
+"""Of a DELETE, and of a plan that no compiled statement of its own carries out."""
 
 
-def program_of(shape: Shape, codec: TableCodec, compiled: Any) -> Program:
-    """The program of a compiled statement; made once for each."""
-    program: Program = codec.programs.get(compiled, _program, shape, codec)
-    return program
-
-
-def _program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
+def program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
+    """The program of a compiled statement, to be kept with it."""
+    if shape.verb == "delete":
+        return NO_PROGRAM
     columns = shape.table.columns
     expressed = {_key(column) for column in getattr(compiled.dml_compile_state, "_dict_parameters", None) or ()}
     prefetch = compiled.insert_prefetch if shape.verb == "create" else compiled.update_prefetch

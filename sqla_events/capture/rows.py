@@ -93,7 +93,7 @@ _Set = TypeVar("_Set")
 def inserted(plan: Plan, context: Any) -> Iterator[Row]:
     """One row for each set of parameters that went in."""
     program, sets, keys = plan.program, context.compiled_parameters, plan.codec.key
-    if program.answered or plan.rode or any(given[key] is None for given in sets for key in keys):
+    if program.answered or plan.rode or _lacks_key(sets, keys):
         told = _told(plan, context)
         sets = sets[: len(told)]  # fewer rows where a listener of the user's dropped some
         shared = common(plan.codec, program.moved, (*program.given, *(told[0] if told else ())))
@@ -105,6 +105,15 @@ def inserted(plan: Plan, context: Any) -> Iterator[Row]:
             after.update(answer)
         after.update(shared.nulls)
         yield Row({key: after[key] for key in keys if key in after}, None, after, shared.unknown)
+
+
+def _lacks_key(sets: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> bool:
+    """Whether parameters leave a part of the key to the database."""
+    for given in sets:
+        for key in keys:
+            if given[key] is None:
+                return True
+    return False
 
 
 def _gone_in(plan: Plan, sets: Sequence[_Set]) -> Sequence[_Set]:
@@ -200,7 +209,7 @@ def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> It
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:
     """A row as the session has loaded it; what it has not loaded is left out."""
-    return {} if state is None else _olds(state, table, _attributes(state.mapper, table))
+    return {} if state is None else _olds(state, table, _attributes(state.manager.mapper, table))
 
 
 def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
@@ -208,15 +217,18 @@ def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
 
     after_execute of an UPDATE comes before the flush takes note of its outcome.
     """
-    names, committed, current, found = _attributes(state.mapper, table), state.committed_state, state.dict, {}
+    names, committed, found = _attributes(state.manager.mapper, table), state.committed_state, {}
+    current = None
     for key in keys:
         name = names.get(key)
         if name in committed:
             value = committed[name]
-        elif name in current:
-            value = current[name]
         else:
-            continue
+            if current is None:
+                current = state.dict
+            if name not in current:
+                continue
+            value = current[name]
         if _IS_VALUE[type(value)]:
             found[key] = value
     return found
