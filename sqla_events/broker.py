@@ -340,7 +340,6 @@ class Broker:
         await self._lifecycle.leave()
 
     def _make_runtime(self) -> Runtime:
-        publisher = self._publisher
         return Runtime(
             self.config,
             self.engine,
@@ -348,9 +347,7 @@ class Broker:
             self._groups.by_name,
             self.signals,
             self._doorbell,
-            publisher.settled,
-            publisher.stored,
-            publisher.awaited,
+            self._publisher,
             self._upcasters,
         )
 

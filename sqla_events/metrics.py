@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -18,17 +18,12 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.published = Counter(
-            "eventbroker_events_published_total",
-            "Events captured or published, when committed",
-            ["source", "type"],
-            registry=registry,
+        counter = partial(Counter, registry=registry)
+        self.published = counter(
+            "eventbroker_events_published_total", "Events captured or published, when committed", ["source", "type"]
         )
-        self.processed = Counter(
-            "eventbroker_events_processed_total",
-            "Events that a subscription is through with",
-            ["source", "type", "status"],
-            registry=registry,
+        self.processed = counter(
+            "eventbroker_events_processed_total", "Events that a subscription is through with", ["source", "type", "status"]
         )
         self.duration = Histogram(
             "eventbroker_event_processing_duration_seconds",
@@ -37,18 +32,10 @@ class Metrics:
             registry=registry,
         )
         self.queue = Gauge("eventbroker_queue_size", "Deliveries in hand in this process", registry=registry)
-        self.retries = Counter(
-            "eventbroker_retries_total", "Attempts that failed and will be repeated", ["type"], registry=registry
-        )
-        self.dead = Counter(
-            "eventbroker_dead_letters_total", "Events given up on", ["type", "subscription"], registry=registry
-        )
-        self.relayed = Counter(
-            "eventbroker_relayed_events_total", "Events published by a relay", ["group"], registry=registry
-        )
-        self.unavailable = Counter(
-            "eventbroker_unavailable_total", "Failed calls to something outside", ["what"], registry=registry
-        )
+        self.retries = counter("eventbroker_retries_total", "Attempts that failed and will be repeated", ["type"])
+        self.dead = counter("eventbroker_dead_letters_total", "Events given up on", ["type", "subscription"])
+        self.relayed = counter("eventbroker_relayed_events_total", "Events published by a relay", ["group"])
+        self.unavailable = counter("eventbroker_unavailable_total", "Failed calls to something outside", ["what"])
         self._sizes: dict[str, int] = {}
         self._children: dict[tuple[Any, ...], Any] = {}
         self._rules: dict[type[Fact], Callable[[Any], object]] = {

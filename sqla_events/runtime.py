@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -36,10 +36,6 @@ from .upcasting import Upcasters
 from .upkeep import keep_up
 from .wire import packing
 
-Settled = Callable[[str, Event, BaseException | None], None]
-"""A group is through with an event; the error is that of a subscription that gave up."""
-
-
 ELSEWHERE_SECONDS = 0.5
 
 PAUSES_SECONDS = 1.0
@@ -47,6 +43,22 @@ PAUSES_SECONDS = 1.0
 
 OPEN_SECONDS = 10.0
 """For which a question waits until the provider answers."""
+
+
+class Publishing(Protocol):
+    """What a runtime tells whoever publishes here, and asks it (publisher.Publisher)."""
+
+    def stored(self, events: Sequence[Event]) -> None:
+        """These are in the log, or at the provider."""
+        ...
+
+    def settled(self, group: str, event: Event, error: BaseException | None) -> None:
+        """A group is through with an event; the error is that of a subscription that gave up."""
+        ...
+
+    def awaited(self) -> Sequence[uuid.UUID]:
+        """Ids of events that somebody waits for."""
+        ...
 
 
 class Runtime:
@@ -60,9 +72,7 @@ class Runtime:
         groups: dict[str, Subscriptions],
         signals: Signals,
         doorbell: Doorbell,
-        on_settled: Settled,
-        on_stored: Callable[[Sequence[Event]], None],
-        awaited: Callable[[], Sequence[uuid.UUID]],
+        publishing: Publishing,
         upcast: Upcasters,
     ) -> None:
         self._config = config
@@ -73,9 +83,7 @@ class Runtime:
         self._signals = signals
         self._doorbell = doorbell
         self.ring = doorbell.ring
-        self._on_settled = on_settled
-        self._on_stored = on_stored
-        self._awaited = awaited
+        self._publishing = publishing
         self._upcast = upcast
         self.database: Database | None = None
         self.provider: Provider | None = None
@@ -155,7 +163,7 @@ class Runtime:
             assert self.provider is not None
             await self.ready.wait()
             await self.provider.publish(Batch([self.pack(message_of(event)) for event in events]))
-        self._on_stored(events)
+        self._publishing.stored(events)
 
     def _context(self) -> ProviderContext:
         return ProviderContext(self.database, self.tables, self._config.instance_id, self._signals, self._doorbell)
@@ -278,7 +286,7 @@ class Runtime:
             self._groups[group],
             settings,
             self._signals,
-            partial(self._on_settled, group),
+            partial(self._publishing.settled, group),
             self._upcast,
         )
         self._consumers[group] = consumer
@@ -306,13 +314,12 @@ class Runtime:
         assert self.database is not None
         while True:
             await asyncio.sleep(ELSEWHERE_SECONDS)
-            for event_id in self._awaited():
+            for event_id in self._publishing.awaited():
                 for group in list(self._groups):  # a thread may subscribe meanwhile
                     event = await self.database.run(log.get_event, self.tables, event_id, group)
                     if event is not None and event.status in (Status.COMPLETED, Status.FAILED):
-                        self._on_settled(
-                            group, event, DeliveryFailed(event.error or "") if event.status == Status.FAILED else None
-                        )
+                        error = DeliveryFailed(event.error or "") if event.status == Status.FAILED else None
+                        self._publishing.settled(group, event, error)
 
     def _unavailable(self, what: str) -> Callable[[float, BaseException], Any]:
         def note(delay: float, error: BaseException) -> None:
