@@ -16,7 +16,7 @@ from sqla_events.log import groups
 from sqla_events.provider import ProviderContext
 from sqla_events.providers import load
 from sqla_events.signals import Signals
-from tests.log.test_reader import until
+from tests.log.readers import until
 from tests.log.test_spread import TABLES, Load, Process, cut_into, spread_as
 from tests.servers.redis import RedisServer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,22 +18,12 @@ from sqla_events.inspection import EventFilter
 from sqla_events.log import get_event, list_events, stats
 from sqla_events.position import ranges_of, to_text
 from sqla_events.schema import Tables
+from tests.log.readers import publish, reading, take
 from tests.log.test_postgres import BULK
-from tests.log.test_reader import publish, reading, take
 from tests.servers.postgres import PostgresDatabase
 
 TABLES = Tables()
 COUNT = 60
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    """The log."""
-    engine = create_engine(database_url)
-    database = Database(engine)
-    yield database
-    await database.close()
-    engine.dispose()
 
 
 def in_all_states(connection: sa.Connection) -> None:

@@ -29,8 +29,8 @@ from sqla_events.log.reading import Reading, Share
 from sqla_events.schema import Names, Tables
 from sqla_events.upkeep import keep_up
 from tests.integration.shop import Base, Inbox, User, eventually
+from tests.log.readers import failure, publish, reading, take, until
 from tests.log.test_postgres import BULK
-from tests.log.test_reader import failure, publish, reading, take, until
 from tests.log.test_spread import Load, Process, Transport
 from tests.servers.postgres import PostgresDatabase
 

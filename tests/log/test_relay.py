@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
-import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from sqla_events.bridge import Database, Doorbell
 from sqla_events.deliveries import LogDeadLetters
@@ -23,16 +22,6 @@ from sqla_events.signals import Buried, Fact, Relayed, Signals, Unavailable
 from sqla_events.wire import Pack
 
 TABLES = Tables()
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    """The log."""
-    engine = create_engine(database_url)
-    database = Database(engine)
-    yield database
-    await database.close()
-    engine.dispose()
 
 
 class Remembering:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from sqlalchemy.engine import Connection
 
 from sqla_events import relay
@@ -23,16 +23,6 @@ from sqla_events.schema import Tables
 from sqla_events.signals import Signals
 
 TABLES = Tables()
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    """The log."""
-    engine = create_engine(database_url)
-    database = Database(engine)
-    yield database
-    await database.close()
-    engine.dispose()
 
 
 class Keeping:

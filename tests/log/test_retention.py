@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
 
-import pytest
 from sqlalchemy import create_engine, text
 
 from sqla_events.bridge import Database
@@ -14,20 +12,10 @@ from sqla_events.deliveries import LogDeadLetters
 from sqla_events.log.retention import BEGINNING, Sweep, retain
 from sqla_events.schema import Tables
 from sqla_events.upkeep import keep_up
-from tests.log.test_reader import failure, numbers, publish, reading, take, until
+from tests.log.readers import failure, numbers, publish, reading, take, until
 from tests.log.test_spread import Load, Process, Transport
 
 TABLES = Tables()
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    """The log."""
-    engine = create_engine(database_url)
-    database = Database(engine)
-    yield database
-    await database.close()
-    engine.dispose()
 
 
 async def passed(database: Database, seconds: float, sweep: Sweep = BEGINNING, batch: int = 5000) -> list[Sweep]:

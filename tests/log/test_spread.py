@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine
 
 from sqla_events.bridge import Database, Doorbell
 from sqla_events.config import Config
@@ -32,20 +31,10 @@ from sqla_events.providers.memory import MemoryProvider
 from sqla_events.relay import Relays
 from sqla_events.schema import Tables
 from sqla_events.signals import Signals
-from tests.log.test_reader import publish, reading, until
+from tests.log.readers import publish, reading, until
 
 TABLES = Tables()
 KEYS = 8
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    """The log."""
-    engine = create_engine(database_url)
-    database = Database(engine)
-    yield database
-    await database.close()
-    engine.dispose()
 
 
 class Transport:

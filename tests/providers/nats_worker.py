@@ -7,14 +7,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from sqla_events.log import leases
 from sqla_events.provider import Batch
 from sqla_events.providers.nats.connection import Connection, Out
 from sqla_events.providers.nats.delivery import TAG
 from sqla_events.providers.nats.jetstream import Bucket
 from sqla_events.providers.nats.publisher import Publisher
 from tests.providers import redis_worker
-from tests.providers.redis_worker import Death
+from tests.providers.redis_worker import Death, report_commits
 
 SETTINGS: dict[str, Any] = {**redis_worker.SETTINGS, "nats": {"duplicate_window": 0.1, "ack_wait": 3}}
 STEPS = [
@@ -27,7 +26,7 @@ def doomed(death: Death) -> None:
     """Have the steps of this process report to it."""
     _publishing(death)
     _marking(death)
-    _committing(death)
+    report_commits(death)
 
 
 def _publishing(death: Death) -> None:
@@ -72,21 +71,6 @@ def _marking(death: Death) -> None:
         return revision
 
     Bucket.put = dying_put  # type: ignore[method-assign]
-
-
-def _committing(death: Death) -> None:
-    commit = leases.commit
-
-    def dying_commit(*arguments: Any) -> Any:
-        moves = arguments[3].started_at is not None
-        if moves:
-            death.at("before commit")
-        answer = commit(*arguments)
-        if moves:
-            death.at("during commit")  # the statement has run, its transaction is open
-        return answer
-
-    leases.commit = dying_commit
 
 
 def main(kind: str, database: str, nats: str, *rest: str) -> None:

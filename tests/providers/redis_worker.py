@@ -43,7 +43,7 @@ class Death:
 
 def doomed(death: Death) -> None:
     """Have the steps of this process report to it."""
-    run, commit = Link.run, leases.commit
+    run = Link.run
 
     async def dying_run(link: Link, script: Any, keys: Any, arguments: Any) -> Any:
         names = {publishing.RELAYED: "publish", publishing.RESUME: "resume"}
@@ -57,6 +57,14 @@ def doomed(death: Death) -> None:
         death.at(f"after {name}")
         return answer
 
+    Link.run = dying_run  # type: ignore[method-assign]
+    report_commits(death)
+
+
+def report_commits(death: Death) -> None:
+    """Have those of positions report to it: they are the same on every transport."""
+    commit = leases.commit
+
     def dying_commit(*arguments: Any) -> Any:
         moves = arguments[3].started_at is not None
         if moves:
@@ -66,7 +74,6 @@ def doomed(death: Death) -> None:
             death.at("during commit")  # the statement has run, its transaction is open
         return answer
 
-    Link.run = dying_run  # type: ignore[method-assign]
     leases.commit = dying_commit
 
 

@@ -1,20 +1,11 @@
-"""NATS: kill -9 at every step, and at random: what is in the stream afterwards is the log, each event once.
-
-KILL_SECONDS=60 makes the random part longer.
-"""
+"""NATS: kill -9 at every step, and at random: what is in the stream afterwards is the log, each event once."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import random
-import signal
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pytest
@@ -22,34 +13,13 @@ import pytest
 from sqla_events.errors import ProviderUnavailable
 from sqla_events.providers.nats.jetstream import Refused
 from tests.log.load import Writers
+from tests.providers.killing import SECONDS, Crowd, Workers, check, first_handled, handled, in_order, missing, repeats
 from tests.providers.nats_support import STREAM, provider, stored
 from tests.providers.nats_worker import STEPS, main
 from tests.providers.redis_worker import HANDLED
-from tests.providers.test_redis_kills import SECONDS, Crowd, first_handled, handled, in_order, missing, repeats
 from tests.servers.child import wait_until
 from tests.servers.nats import NatsServer
 from tests.servers.postgres import PostgresDatabase
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.providers.nats_worker"])
-
-
-def start(kind: str, postgres: PostgresDatabase, nats: NatsServer, *rest: object) -> BaseProcess:
-    """Forked from a process that has everything imported: there are many of them."""
-    process = FORKS.Process(target=main, args=(kind, postgres.url(), nats.url, *map(str, rest)), daemon=True)
-    process.start()
-    return process
-
-
-@contextmanager
-def running(kind: str, postgres: PostgresDatabase, nats: NatsServer) -> Iterator[None]:
-    """A process that is stopped in good order."""
-    process = start(kind, postgres, nats)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.join(60)
 
 
 def published(nats: NatsServer) -> list[dict[str, Any]]:
@@ -78,42 +48,30 @@ def size(nats: NatsServer) -> int:
     return asyncio.run(ask())
 
 
-def check(nats: NatsServer, writers: Writers) -> str:
-    """Nothing lost, nothing twice, nothing swapped, nothing that was rolled back."""
-    events = published(nats)
-    counts = Counter(event["id"] for event in events)
-    repeated = sum(count - 1 for count in counts.values())
-    lost = writers.truth.events.keys() - counts.keys()
-    assert (len(lost), repeated, len(counts.keys() - writers.truth.events.keys())) == (0, 0, 0)
-    assert in_order([(event.get("key"), event["payload"]["version"]) for event in events])
-    return f"{len(events)} events, {len(lost)} lost, {repeated} twice"
-
-
 @pytest.mark.parametrize("step", STEPS)
 def test_a_relay_killed_at_a_step(postgres: PostgresDatabase, nats: NatsServer, step: str) -> None:
     """The first and the third time that it comes there; the next one goes on without a duplicate."""
+    workers = Workers(main, postgres, nats)
     with Writers(postgres.connect, count=3, longest=0.2) as writers:
         wait_until(lambda: len(writers.truth.events) > 100)
         for occurrence in (1, 3):
-            process = start("relay", postgres, nats, step, occurrence)
-            process.join(60)
-            assert process.exitcode == -signal.SIGKILL
+            workers.killed(step, occurrence)
         time.sleep(0.3)  # the server forgets the ids
         writers.stop()
-        with running("relay", postgres, nats):
+        with workers.running("relay"):
             wait_until(lambda: size(nats) >= len(writers.truth.events))
-        print(step, check(nats, writers))  # noqa: T201
+        print(step, check(published(nats), writers))  # noqa: T201
 
 
 @pytest.mark.timeout(SECONDS + 240)
 def test_everybody_dies(postgres: PostgresDatabase, nats: NatsServer) -> None:
     """Relays, consumers and the server, at random under load: the stream is the log; every event is handled, and each
     row's events first in their order."""
-    chance = random.Random(11)
+    chance, workers = random.Random(11), Workers(main, postgres, nats)
     with postgres.connect() as link, Writers(postgres.connect, count=2, longest=0.3) as writers:
         link.execute(HANDLED)
-        relays = Crowd(lambda _: start("relay", postgres, nats), 2)
-        consumers = Crowd(lambda number: start("consumer", postgres, nats, number), 2)
+        relays = Crowd(lambda _: workers.start("relay"), 2)
+        consumers = Crowd(lambda number: workers.start("consumer", number), 2)
         restarts = 0
         try:
             wait_until(lambda: handled(link) > 0)
@@ -132,5 +90,5 @@ def test_everybody_dies(postgres: PostgresDatabase, nats: NatsServer) -> None:
             relays.end()
             consumers.end()
         said = f"killed: {relays.killed} relays, {consumers.killed} consumers, {restarts} servers"
-        print(f"{check(nats, writers)}; {said}; {repeats(link)} handled again")  # noqa: T201
+        print(f"{check(published(nats), writers)}; {said}; {repeats(link)} handled again")  # noqa: T201
         assert in_order(first_handled(link))
