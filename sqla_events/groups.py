@@ -45,7 +45,7 @@ class Groups:
     def remove(self, handler: Handler, group: str | None) -> str:
         """Take every subscription of a handler out of a group; returns the group's name."""
         subscriptions = self._of(group)
-        for subscription in [one for one in subscriptions if one.handler is handler]:
+        for subscription in [one for one in subscriptions if one.handler == handler]:  # a bound method is a new object each time
             subscriptions.remove(subscription.name)
         return self._name(group)
 

@@ -6,7 +6,7 @@ A question is answered on the loop of what runs; where nothing runs, by a runtim
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -96,14 +96,11 @@ class Lifecycle:
     # Asking it ---------------------------------------------------------------------------------------------------
 
     def tell(self, what: Callable[Concatenate[Runtime, P], object], *arguments: P.args, **options: P.kwargs) -> None:
-        """Call a method of what runs, on its loop; nothing happens if nothing runs."""
-        runtime, thread = self.runtime, self._thread
-        if runtime is None:
-            return
-        if thread is not None:
-            thread.call_soon(partial(what, runtime, *arguments, **options))
-        else:
-            what(runtime, *arguments, **options)
+        """Call a method of what runs, on its loop and whatever the caller's thread; nothing happens if nothing runs."""
+        runtime = self.runtime
+        if runtime is not None:
+            with suppress(RuntimeError):  # its loop has ended since
+                runtime.loop.call_soon_threadsafe(partial(what, runtime, *arguments, **options))
 
     def ask(self, question: Callable[[Runtime], Coroutine[Any, Any, T]]) -> Any:
         """The answer; in a coroutine, an awaitable of it."""

@@ -241,7 +241,7 @@ class Runtime:
         """Start the consumer of a group, or start it again with the subscriptions that the group has now."""
         running = self._consumers.pop(group, None)
         previous = self._parts.get(f"consumer {group}")
-        if not self.ready.is_set() or not self._groups[group]:
+        if not self.ready.is_set() or not self._groups.get(group):
             if running is not None:
                 running.stop()
             return

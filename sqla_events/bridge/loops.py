@@ -52,10 +52,6 @@ class LoopThread:
         """Whether the caller runs on this loop, where waiting for it would never end."""
         return self._thread is threading.current_thread()
 
-    def call_soon(self, fn: Callable[..., object], *args: Any) -> None:
-        """Call ``fn`` on the loop, soon."""
-        self._loop.call_soon_threadsafe(fn, *args)
-
     def stop(self) -> None:
         """Cancel what still runs and wait until the thread has ended. May be called twice."""
         if self._thread.is_alive():

@@ -258,6 +258,20 @@ def test_subscribing_and_unsubscribing_while_it_runs(app: App) -> None:
     assert "3" not in {event.key for event in first.events}
 
 
+def test_unsubscribing_a_bound_method_and_in_a_group_that_nobody_is_in(app: App) -> None:
+    """A method is another object each time that it is asked for; a group without subscriptions is nobody's."""
+    broker, first, second = app.hook(), Inbox(), Inbox()
+    broker.subscribe("*", handler=first.__call__)
+    broker.subscribe("*", handler=second)
+    broker.start()
+    broker.unsubscribe(first.__call__, "nobody's")
+    broker.unsubscribe(first.__call__)
+    app.add(User(id=1, name="a"))
+    second.wait(1)
+    broker.stop()
+    assert first.events == []
+
+
 def test_starting_and_stopping_twice_changes_nothing(app: App) -> None:
     """As does stopping what never ran."""
     broker, inbox = app.hook(), Inbox()
@@ -346,6 +360,18 @@ async def test_an_asyncio_application(database_url: str, async_url: Callable[[st
         "shop.mail.last",
         "shop.mail.sent",
     ]
+
+
+async def test_subscribing_on_another_thread_while_it_runs_on_a_loop(app: App) -> None:
+    """What runs on the loop is changed there, whoever asks."""
+    broker, first, second = app.hook(), Inbox(), Inbox()
+    broker.subscribe("*", handler=first)
+    async with broker:
+        await asyncio.to_thread(app.add, User(id=1, name="a"))
+        await asyncio.to_thread(first.wait, 1)
+        await asyncio.to_thread(broker.subscribe, "*", handler=second)
+        await asyncio.to_thread(app.add, User(id=2, name="b"))
+        await asyncio.to_thread(second.wait, 1)
 
 
 async def test_mode_sync_in_an_asyncio_application(database_url: str, async_url: Callable[[str], str]) -> None:
