@@ -39,7 +39,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from . import triggers
-from .bridge import Database, LoopThread, database_url
+from .bridge import Database, LoopThread, database_url, in_memory
 from .errors import ConfigError
 from .log.check import verify
 from .log.ranges import SIZE, partition_sql
@@ -164,6 +164,10 @@ def connected(target: Target, fn: Callable[[Connection], None]) -> None:
 
 
 def _at(url: URL, fn: Callable[[Connection], None]) -> None:
+    if in_memory(url):
+        raise ConfigError(
+            f"{url!r} is SQLite in memory: its tables end with this call; give the URL of a file, or the engine that keeps them"
+        )
     if url.get_dialect().is_async and url.get_driver_name() != "psycopg":
         _on_a_loop(create_async_engine(url), fn)
         return

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from sqlalchemy import exc, pool
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import URL, Engine
 
 from ..errors import ConfigError, ProviderUnavailable, SchemaError, SQLAlchemyEventsError
 
@@ -73,7 +73,7 @@ def refuse(engine: Engine) -> None:
     name = engine.dialect.name
     if name not in ("postgresql", "sqlite"):
         raise ConfigError(f"the engine is on {name}; the event log needs postgresql or sqlite")
-    if name == "sqlite" and in_memory(engine):
+    if in_memory(engine.url):
         raise ConfigError(
             f"{engine.url!r} is SQLite in memory, which only one connection can see; use a file to relay or consume its events"
         )
@@ -96,12 +96,12 @@ def refuse_autocommit(engine: Engine) -> None:
         )
 
 
-def in_memory(engine: Engine) -> bool:
-    """Whether an SQLite engine has no file."""
-    name = engine.url.database or ""
-    return (
+def in_memory(url: URL) -> bool:
+    """Whether it names an SQLite database without a file."""
+    name = url.database or ""
+    return url.get_backend_name() == "sqlite" and (
         name in ("", ":memory:")
         or name.startswith("file::memory:")
-        or engine.url.query.get("mode") == "memory"
+        or url.query.get("mode") == "memory"
         or "mode=memory" in name
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -193,11 +194,14 @@ def test_the_script_does_the_same(engine: Engine) -> None:
     alembic.check(engine)
 
 
-def test_what_is_refused() -> None:
-    """A database that is not supported, a schema on SQLite, a name that is no identifier."""
+def test_what_is_refused(tmp_path: Path) -> None:
+    """A database that is not supported, one that ends with the call, a schema on SQLite, a name that is no identifier."""
     with pytest.raises(ConfigError, match="works on postgresql and sqlite"):
         alembic.sql("mysql")
     with pytest.raises(ConfigError, match="SQLite has no schemas"):
-        alembic.upgrade("sqlite://", Names(schema="main"))
+        alembic.upgrade(f"sqlite:///{tmp_path}/x.db", Names(schema="main"))
+    for url in ("sqlite://", "sqlite+aiosqlite:///:memory:"):
+        with pytest.raises(ConfigError, match="in memory"):
+            alembic.upgrade(url)
     with pytest.raises(ConfigError, match="plain identifier"):
         Names('events"; DROP TABLE users; --')
