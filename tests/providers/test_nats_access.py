@@ -148,6 +148,12 @@ async def test_a_file_that_is_not_there(tmp_path: Path) -> None:
             await provider("nats://127.0.0.1:1", **{name: str(tmp_path / "nothing")}).open()
 
 
+async def test_a_server_that_is_not_there_is_told_by_the_error_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has no logging set up would see it twice, with Python's last resort."""
+    await refused("nats://127.0.0.1:1", "NATS does not answer: ConnectionRefusedError")
+    assert [record.message for record in caplog.records if record.name == "sqla_events"] == []
+
+
 # TLS ----------------------------------------------------------------------------------------------------------------
 
 

@@ -311,7 +311,8 @@ class Connection:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         if text not in self._trouble and len(self._trouble) < MOST_TOLD:
             self._trouble = f"{self._trouble}; {text}" if self._trouble else text
-            logger.warning("NATS: %s", text)
+            if not self._connecting.locked():  # whoever connects is told by the exception
+                logger.warning("NATS: %s", text)
 
     async def _on_disconnected(self) -> None:
         if self._lost is not None and not self._lost.done():
