@@ -34,12 +34,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.operations import MigrateOperation, Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, Table, create_engine, text
+from sqlalchemy import MetaData, Table, text
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from . import triggers
-from .bridge import Database, LoopThread, database_url, in_memory
+from .bridge import Database, LoopThread, database_url, engine_of, in_memory
 from .errors import ConfigError
 from .log.check import verify
 from .log.ranges import SIZE, partition_sql
@@ -168,14 +168,12 @@ def _at(url: URL, fn: Callable[[Connection], None]) -> None:
         raise ConfigError(
             f"{url!r} is SQLite in memory: its tables end with this call; give the URL of a file, or the engine that keeps them"
         )
-    if url.get_dialect().is_async and url.get_driver_name() != "psycopg":
-        _on_a_loop(create_async_engine(url), fn)
-        return
-    engine = create_engine(url)
+    engine = engine_of(url)
     try:
         connected(engine, fn)
     finally:
-        engine.dispose()
+        if isinstance(engine, Engine):
+            engine.dispose()
 
 
 def _on_a_loop(engine: AsyncEngine, fn: Callable[[Connection], None]) -> None:

@@ -321,7 +321,8 @@ class Broker:
     def stop(self, timeout: float | None = None) -> None:
         """Take in nothing more, let handlers finish within ``timeout`` seconds (``shutdown_timeout``), settle, end.
 
-        What is not finished by then comes again after the next start. Does nothing if the broker does not run.
+        What is not finished by then comes again after the next start. Does nothing if the broker does not run; one that
+        runs in ``async with`` ends with that block.
 
         :raises ConfigError: in a coroutine handler of this broker, which would wait for itself.
         """

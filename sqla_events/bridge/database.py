@@ -16,6 +16,12 @@ from .failures import patiently, refuse, translated
 
 T = TypeVar("T")
 
+INSTALL = {
+    "postgresql+psycopg": "; install libpq, or: pip install 'psycopg[binary]'",
+    "sqlite+aiosqlite": "; install it: pip install 'sqla-events[sqlite]'",
+}
+"""What a driver needs that does not come with sqla-events."""
+
 
 def database_url(url: str | URL) -> URL:
     """The URL, with psycopg where it is PostgreSQL's and names no driver: SQLAlchemy would take one that we do not install.
@@ -44,8 +50,9 @@ def engine_of(url: str | URL) -> Engine | AsyncEngine:
     try:
         is_async = target.get_dialect().is_async and target.get_driver_name() != "psycopg"
         return create_async_engine(target) if is_async else create_engine(target)
-    except (exc.ArgumentError, exc.NoSuchModuleError, ModuleNotFoundError) as error:
-        raise ConfigError(f"the database URL cannot be used: {str(error).splitlines()[0]}") from error
+    except (exc.ArgumentError, exc.NoSuchModuleError, ImportError) as error:
+        hint = INSTALL.get(target.drivername, "") if isinstance(error, ImportError) else ""
+        raise ConfigError(f"the database URL cannot be used: {str(error).splitlines()[0]}{hint}") from error
 
 
 class Database:

@@ -24,7 +24,7 @@ class Commands(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (SQLAlchemyEventsError, SQLAlchemyError, ModuleNotFoundError) as error:
+        except (SQLAlchemyEventsError, SQLAlchemyError, ImportError) as error:
             raise click.ClickException(_first_line(error)) from error
 
 

@@ -124,6 +124,18 @@ def test_what_goes_wrong_is_one_line(arguments: tuple[str, ...], message: str, t
     assert [one.name for one in tmp_path.iterdir()] == ["x.db"], "a mistyped path became a file"
 
 
+def test_a_driver_without_its_library_is_one_line_too() -> None:
+    """psycopg comes without libpq: what to install is said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sqla_events", "migrate", "postgresql://nobody@127.0.0.1:1/none"],
+        env={**os.environ, "PSYCOPG_IMPL": "c"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.endswith("pip install 'psycopg[binary]'\n")
+    assert done.stderr.count("\n") == 1
+
+
 def test_missing_tables_name_the_command(empty_database_url: str) -> None:
     """Every command that asks the log says how to make it."""
     for command in (("status",), ("tail",), ("dead-letters", "list")):
