@@ -133,7 +133,7 @@ class Capture:
                 connection.dialect.do_rollback(connection.connection)
             buffer.clear()
             raise
-        if buffer.written:
+        if buffer.written.counts:
             buffer.after = self._committing(buffer.written)
             _committed.set((*_committed.get(), buffer.after))
         buffer.clear()

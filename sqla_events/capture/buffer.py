@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from sqlalchemy.engine import Connection
 
 from ..errors import CaptureError
@@ -18,21 +19,15 @@ from .outbox import Captured
 ATTRIBUTE = "_sqla_events_buffer"
 
 
-class Written:
+class Written(msgspec.Struct, eq=False):
     """The events of a transaction, in the table or on their way: how many of each type, and which ids are asked for.
 
     So a transaction of a million rows keeps a few numbers.
     """
 
-    __slots__ = ("counts", "ids")
-
-    def __init__(self, counts: dict[str, int] | None = None, ids: list[tuple[Any, str]] | None = None) -> None:
-        self.counts = dict(counts or {})
-        self.ids = list(ids or ())
-        """(id, type) of those whose handlers somebody waits for."""
-
-    def __bool__(self) -> bool:
-        return bool(self.counts)
+    counts: dict[str, int] = {}
+    ids: list[tuple[Any, str]] = []
+    """(id, type) of those whose handlers somebody waits for."""
 
     def add(self, event_type: str, event_id: Any = None) -> None:
         """One more; with its id where somebody waits for it."""
@@ -51,28 +46,26 @@ class Written:
 
     def copy(self) -> Written:
         """As it is now: for a savepoint."""
-        return Written(self.counts, self.ids)
+        return Written(dict(self.counts), list(self.ids))
 
 
-class Buffer:
+class Buffer(msgspec.Struct, eq=False):
     """Rows for the outbox in the order of their writes, and the statements that run now."""
 
-    __slots__ = ("after", "checked", "guarded", "marks", "plans", "rows", "states", "told", "written")
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[Any, ...]] = []
-        self.plans: list[Any] = []
-        self.states: dict[Any, Any] = {}
-        self.written = Written()
-        self.marks: dict[str, Written] = {}
-        """What was written when a savepoint was made."""
-        self.after: Any = None
-        """What waits to be told how the COMMIT went."""
-        self.checked = False
-        self.guarded = False
-        """SQLite's guard says something that holds for the statement that runs."""
-        self.told = False
-        """Triggers have been told in this transaction who is writing."""
+    rows: list[tuple[Any, ...]] = []
+    plans: list[Any] = []
+    states: dict[Any, Any] = {}
+    written: Written = msgspec.field(default_factory=Written)
+    marks: dict[str, Written] = {}
+    """What was written when a savepoint was made."""
+    after: Any = None
+    """What waits to be told how the COMMIT went."""
+    checked: bool = False
+    """The connection is not in AUTOCOMMIT."""
+    guarded: bool = False
+    """SQLite's guard says something that holds for the statement that runs."""
+    told: bool = False
+    """Triggers have been told in this transaction who is writing."""
 
     def plan_of(self, context: Any) -> Any:
         """The plan of the execution that runs; None if it has none."""
@@ -84,15 +77,13 @@ class Buffer:
         self.rows.clear()
         self.plans.clear()
         self.states.clear()
-        if self.written:
+        if self.written.counts:
             self.written = Written()  # whoever was told of a COMMIT has the old one
         self.marks.clear()
         self.guarded = self.told = False
 
     def refuse_autocommit(self, connection: Connection) -> None:
         """:raises CaptureError: if every statement commits by itself: the event could be lost or lie."""
-        if self.checked:
-            return
         level = connection.get_execution_options().get("isolation_level") or getattr(
             connection.dialect, "_on_connect_isolation_level", None
         )

@@ -23,7 +23,7 @@ from .cascades import Cascades
 from .codec import TableCodec
 from .kept import ByIdentity
 from .marks import Marks
-from .plan import Plan, Row, Shape, program, shape_of, unwrapped
+from .plan import Plan, Row, Shape, program, shape_of
 from .rows import deleted, inserted, matched, updated, whole_rows
 from .select import portions, present_rows, refresh, still_there
 from .upserts import standing
@@ -134,8 +134,10 @@ class Listener:
         target = self._targets.get(element, self._target)
         if target is None:
             return None
-        buffer_of(connection).refuse_autocommit(connection)
-        return Plan(unwrapped(element), *target, many, self._always)
+        buffer = buffer_of(connection)
+        if not buffer.checked:
+            buffer.refuse_autocommit(connection)
+        return Plan(element, *target, many, self._always)
 
     def _target(self, element: Any) -> tuple[Shape, TableCodec] | None:
         shape = shape_of(element)

@@ -54,7 +54,9 @@ class Maker:
 
     def _schema(self, plan: Plan, connection: Connection) -> str:
         """The schema that the statement writes to."""
-        translate = plan.translate or connection.get_execution_options().get("schema_translate_map")
+        translate = plan.translate  # which an execution has taken from its connection's options too
+        if plan.context is None:
+            translate = translate or connection.get_execution_options().get("schema_translate_map")
         schema = plan.shape.table.schema
         return (translate.get(schema, schema) if translate else schema) or self._settings.default_schema
 

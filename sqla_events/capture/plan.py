@@ -226,7 +226,8 @@ def _may_be_set(column: sa.Column[Any]) -> bool:
 class Plan(msgspec.Struct, eq=False):
     """One execution of a statement on a captured table."""
 
-    statement: Any
+    element: Any
+    """What is executed: the statement, or a lambda or ``from_statement`` around it."""
     shape: Shape
     codec: TableCodec
     many: bool
@@ -264,6 +265,10 @@ class Plan(msgspec.Struct, eq=False):
     """Keys of columns that an UPDATE changes, where no compiled statement of its own says so."""
     own: bool = False
     """Of many: they run one by one or in a way that returns rows, not by the driver's executemany."""
+
+    @property
+    def statement(self) -> Any:
+        return unwrapped(self.element)
 
     @property
     def table(self) -> sa.Table:

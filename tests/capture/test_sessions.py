@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from sqlalchemy.pool import StaticPool
 
 from sqla_events import CaptureError, install_crud_hooks
 from sqla_events.alembic import upgrade
+from sqla_events.capture.buffer import held
 from tests.capture.conftest import Stage
 from tests.capture.model import Base, Item, Seat, Tag
 from tests.capture.test_write_paths import PATHS
@@ -284,3 +286,34 @@ def test_context_of_a_statement_that_failed(stage: Stage) -> None:
         with stage.session() as session, session.begin():
             session.execute(sa.insert(Tag).values(name=name))
     assert [event.after["name"] for event in stage.check()] == ["before_cursor_execute", "after_cursor_execute", "before_execute", "after_execute"]
+
+
+def test_a_statement_that_is_executed_within_itself(stage: Stage) -> None:
+    """A listener of the user's that runs, before a statement and after it, the same statement with other values."""
+    stage.hook()
+    statement = sa.insert(Tag)
+
+    def more(connection: Any, cursor: Any, sql: str, parameters: Any, *_: Any) -> None:
+        if "outer" in str(parameters):
+            connection.execute(statement, {"name": f"inner {next(numbers)}"})
+
+    numbers = itertools.count(1)
+    for name in ("before_cursor_execute", "after_cursor_execute"):
+        sa.event.listen(stage.engine, name, more)
+    with stage.engine.begin() as connection:
+        connection.execute(statement, {"name": "outer"})
+    assert sorted(event.after["name"] for event in stage.check()) == ["inner 1", "inner 2", "outer"]
+
+
+def test_a_connection_that_only_reads_keeps_nothing(stage: Stage) -> None:
+    stage.hook()
+    with stage.engine.connect() as connection:
+        connection.execute(sa.select(Tag)).all()
+        connection.commit()
+        connection.execute(sa.select(Tag)).all()
+        connection.rollback()
+        assert held(connection) is None
+        connection.execute(sa.insert(Tag).values(name="one"))
+        assert held(connection) is not None
+        connection.commit()
+    assert len(stage.check()) == 1
