@@ -451,7 +451,7 @@ def run(url: str, copy_url: str, examples: int, **how: Any) -> None:
     machine = type("Machine", (Machine,), {"url": url, "copy_url": copy_url, **how})
     profile = settings(
         max_examples=EXAMPLES or examples, stateful_step_count=STEPS, deadline=None, derandomize=not LONG, database=None,
-        phases=PHASES, suppress_health_check=list(HealthCheck), print_blob=True,
+        phases=PHASES, suppress_health_check=list(HealthCheck), print_blob=True, report_multiple_bugs=False,
     )  # fmt: skip
     run_state_machine_as_test(machine, settings=profile)
 
