@@ -28,6 +28,7 @@ from .marks import Marks
 from .plan import Plan, Row, Shape, key_columns
 from .rows import known_values
 from .settings import CaptureSettings
+from .within import Writer
 
 After = Callable[[bool], None]
 Committing = Callable[[Written], After]
@@ -60,14 +61,14 @@ class Capture:
         self._wants_ids = wants_ids
         self._codecs: dict[sa.Table, TableCodec | None] = {}
         self._readers: dict[sa.Table, TableCodec] = {}
+        self._maker = Maker(settings, instance_id)
         self._cascades = Cascades(self._captured, self._reader) if settings.cascades == "events" else None
         self._marks = Marks(self._engine, tables.names, instance_id)
         on_gap = None if settings.on_gap == "ignore" else self._gap
         self._listener = Listener(
             self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values, self._cascades,
-            self._marks,
+            self._marks, None if wants_ids else self._writer(),
         )  # fmt: skip
-        self._maker = Maker(settings, instance_id)
         self._enabled = {
             "create": settings.enable_create,
             "update": settings.enable_update,
@@ -286,6 +287,10 @@ class Capture:
         if self._settings.cascades == "named":
             codec.cascades = cascades.named(table)
         return codec
+
+    def _writer(self) -> Writer:
+        s = self._settings
+        return Writer(self._tables.names, s.max_payload_bytes, s.old_values, self._maker.shared, self.drain)
 
     def _made(self, table: sa.Table, operations: frozenset[str]) -> TableCodec:
         s = self._settings

@@ -29,9 +29,10 @@ class Written(msgspec.Struct, eq=False):
     ids: list[tuple[Any, str]] = []
     """(id, type) of those whose handlers somebody waits for."""
 
-    def add(self, event_type: str, event_id: Any = None) -> None:
-        """One more; with its id where somebody waits for it."""
-        self.counts[event_type] = self.counts.get(event_type, 0) + 1
+    def add(self, event_type: str, event_id: Any = None, count: int = 1) -> None:
+        """One more, or as many as a statement has written itself; with its id where somebody waits for it."""
+        if count:
+            self.counts[event_type] = self.counts.get(event_type, 0) + count
         if event_id is not None:
             self.ids.append((event_id, event_type))
 

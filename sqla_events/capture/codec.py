@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -62,6 +63,8 @@ class ColumnCodec:
         self.kind = kind
         self.is_json = isinstance(kind, sa.JSON)
         self.dumps: Callable[[Any], str] = getattr(dialect, "_json_serializer", None) or json.dumps
+        self.as_text = self.is_json and dialect.name == "postgresql"
+        """What comes back from the database is asked for as text: drivers make None of a JSON null and of NULL."""
         self._impl = kind.dialect_impl(dialect)
         self._dialect = dialect
         self._loaders: dict[Any, Form] = {}
@@ -121,7 +124,7 @@ class ColumnCodec:
             return None
         if value is None:
             return None
-        return _strict(self.dumps(value), pointer, types)
+        return _strict(value.text if type(value) is JsonText else self.dumps(value), pointer, types)
 
     def loader(self, code: Any) -> Form:
         """What brings a value that the driver returned with this type code to the level of the SQL type."""
@@ -133,6 +136,8 @@ class ColumnCodec:
 
     def _loader(self, load: Form | None) -> Form:
         null = SQL_NULL if self.is_json else None
+        if self.as_text:
+            return _json_text
         if load is None and isinstance(self.kind, sa.Float):  # SQLite's RETURNING tells 2 of a stored 2.0
             return lambda raw: float(raw) if type(raw) is int else raw
         if load is None:
@@ -140,9 +145,12 @@ class ColumnCodec:
         return lambda raw: null if raw is None else load(raw)
 
 
+_SUSPICIOUS = re.compile(r"NaN|Infinity|\\u[dD]|[eE][+-]?\d{3}|\d{200}")
+
+
 def _strict(text: str, pointer: str, types: encoding.Types) -> Any:
-    """The text itself, unless it is JSON to Python alone: SQLite stores what the serializer makes of NaN, no reader takes it."""
-    if "NaN" in text or "Infinity" in text or "\\ud" in text:
+    """The text itself, unless no reader takes it: what the serializer makes of NaN, numbers beyond a float, half a character."""
+    if _SUSPICIOUS.search(text):
         try:
             msgspec.json.decode(text)
         except msgspec.DecodeError:
@@ -157,6 +165,21 @@ class Loaded:
 
     def __init__(self, value: Any) -> None:
         self.value = value
+
+
+class JsonText:
+    """A JSON value as the text that the database has."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _json_text(raw: str | None) -> Any:
+    if raw is None:
+        return SQL_NULL
+    return sa.JSON.NULL if raw.strip() == "null" else JsonText(raw)
 
 
 class _SqlNull:
@@ -237,28 +260,32 @@ class TableCodec:
         self.key = key
         self.all_keys = tuple(column.key for column in table.columns if column.key in self.columns or column.key in key)
         """What is wanted from the database of a row."""
-        self._key_codecs = {name: self.columns.get(name) or ColumnCodec(table.columns[name], dialect) for name in key}
+        self.key_codecs = {name: self.columns.get(name) or ColumnCodec(table.columns[name], dialect) for name in key}
         self.triggered = _triggered(table, dialect)
         """Keys of columns that triggers set, where RETURNING does not tell."""
         self._dialect = dialect
         self._kinds: dict[str, TypeEngine[Any]] = {}
-        self._plain_key = all(codec.bind is None for codec in self._key_codecs.values())
+        self._plain_key = all(codec.bind is None for codec in self.key_codecs.values())
         self._names: dict[Any, tuple[str, ...]] = {}
         """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none
         where these are the keys."""
         self.programs: ByIdentity[Any] = ByIdentity()
         """By compiled statement: plan.Program."""
+        self.frames: ByIdentity[dict[str | None, Any]] = ByIdentity()
+        """By compiled statement, and by schema: how it writes its events itself, within.Frame."""
+        self.stored: dict[str | None, dict[str, str]] = {}
+        """By schema: the types that PostgreSQL stores, by column name."""
         self.placeholder = placeholder
         self.cascades: dict[str, str] = {}
         """What the database itself changes when a row goes, for events that say so: table -> action of its foreign key."""
         self.reaches: frozenset[str] = frozenset()
         """Verbs of statements that may change rows of other captured tables through foreign keys."""
-        self._codes = {
+        self.codes = {
             f"/payload/*/{encoding.escape(one.name)}": one.code
             for one in self.columns.values()
             if one.code is not None and not one.redacted
         }
-        self.usual_types = encoding.dumps(self._codes) if self._codes else None
+        self.usual_types = encoding.dumps(self.codes) if self.codes else None
         """The sidecar's text."""
 
     def writes(self, shape: Any) -> bool:
@@ -270,7 +297,7 @@ class TableCodec:
     def kind(self, key: str) -> TypeEngine[Any]:
         """The SQL type of a column, seen or hidden: the level of an event's values."""
         if key not in self._kinds:
-            known = self.columns.get(key) or self._key_codecs.get(key)
+            known = self.columns.get(key) or self.key_codecs.get(key)
             self._kinds[key] = (known or ColumnCodec(self.table.columns[key], self._dialect)).kind
         return self._kinds[key]
 
@@ -278,7 +305,7 @@ class TableCodec:
         """A value of the primary key at the level of the SQL type, wherever it came from."""
         if type(value) is Loaded:
             return value.value
-        bind = self._key_codecs[key].bind
+        bind = self.key_codecs[key].bind
         return value if bind is None else bind(value)
 
     def side(self, values: dict[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
@@ -343,7 +370,7 @@ class TableCodec:
 
     def types(self, special: encoding.Types) -> str | None:
         """The sidecar's text where some values are not of their columns' usual type."""
-        codes = dict(self._codes)
+        codes = dict(self.codes)
         for pointer in special:
             codes.pop(f"/payload/*/{pointer.split('/')[3]}", None)
         return encoding.dumps({**codes, **{pointer: code for pointer, code in special.items() if code}})
@@ -363,7 +390,7 @@ class TableCodec:
         return None if form is None else str(form)
 
     def _key_value(self, name: str, value: Any) -> Any:
-        codec = self._key_codecs[name]
+        codec = self.key_codecs[name]
         bound = type(value) is not Loaded
         return self._lowered(codec, value if bound else value.value, "key", {}, bound)
 

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
-from . import ctes, gaps, many, ride
+from . import ctes, gaps, many, ride, within
 from .buffer import Buffer, buffer_of, held
 from .cascades import Cascades
 from .codec import TableCodec
@@ -49,6 +49,7 @@ class Listener:
         old_values: str,
         cascades: Cascades | None,
         marks: Marks,
+        writer: within.Writer | None,
     ) -> None:
         self._engine = engine
         self._codec_of = codec_of
@@ -58,6 +59,7 @@ class Listener:
         self._always = old_values == "always"
         self._cascades = cascades
         self._marks = marks
+        self._writer = writer
         self._targets: ByIdentity[tuple[Shape, TableCodec] | None] = ByIdentity()
         """By statement: what it writes, and the codec of its table; None of one that is not captured."""
         self._listening: list[tuple[Any, str, Any]] = []
@@ -99,7 +101,7 @@ class Listener:
         writes = context is not None and (context.isinsert or context.isupdate or context.isdelete)
         plan = self._plan_for(connection, context) if writes else None
         if plan is not None:
-            sql = self._prepared(connection, plan, sql, context, executemany)
+            sql, parameters = self._prepared(connection, plan, sql, parameters, context, executemany)
         if getattr(getattr(context, "compiled", None), "ctes", None):
             sql = self._with_ctes(connection, plan, sql, context)
         elif not writes and gaps.writes(sql) and (on_gap := self._on_unseen(connection)) is not None:
@@ -156,17 +158,23 @@ class Listener:
                 buffer_of(connection).plans.append(plan)
         return plan
 
-    def _prepared(self, connection: Connection, plan: Plan, sql: str, context: Any, executemany: bool) -> str:
-        """Decide how the rows will be known, and let ride along what that needs."""
+    def _prepared(
+        self, connection: Connection, plan: Plan, sql: str, parameters: Any, context: Any, executemany: bool
+    ) -> tuple[str, Any]:
+        """Decide how the rows will be known, and let ride along what that needs; or let the statement write their events."""
         plan.translate = context.execution_options.get("schema_translate_map")
         if self._cascades is not None and plan.codec.reaches and plan.verb in plan.codec.reaches:
             plan.reached = self._cascades.look(connection, plan, context)
         if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
-            return sql  # one row, and its parameters tell what it is
+            return sql, parameters  # one row, and its parameters tell what it is
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
         _decide(plan, context, executemany, by_driver)
         if by_driver and not plan.own:
-            return sql
+            return sql, parameters
+        if self._writer is not None and self._writer.may(plan, context, executemany):
+            plan.within = self._writer.within(connection, plan, sql, parameters, context)
+            if plan.within is not None:
+                return plan.within.sql, plan.within.parameters
         plan.look_before = self._looks_before(plan, context)
         if plan.look_before and not by_driver:
             plan.before = present_rows(connection, plan, context, context.compiled_parameters[0])
@@ -175,7 +183,7 @@ class Listener:
         ridden = ride.along(plan, sql, context)
         if plan.whole and not plan.ride:
             self._blind(plan, sql)
-        return ridden
+        return ridden, parameters
 
     def _looks_before(self, plan: Plan, context: Any) -> bool:
         wanted = plan.verb == "update" and plan.whole and (plan.want_old or ride.moves(plan))
@@ -227,9 +235,12 @@ class Listener:
             for one, rows in found:
                 self._tell(connection, buffer, one, whole_rows(one, rows))
             plan = buffer.plan_of(context)
-        if plan is not None and plan.ride and not plan.own:
-            for rows in ride.take_off(plan, dbapi_cursor, context):
+        if plan is not None and (plan.ride or plan.within) and not plan.own:
+            take_off = within.take_off if plan.within else ride.take_off
+            for rows in take_off(plan, dbapi_cursor, context):
                 self._came_back(connection, buffer, plan, rows)
+            if plan.within:
+                buffer.written.add(plan.within.type, count=plan.carried)
 
     def _came_back(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]) -> None:
         if not plan.whole:
@@ -298,6 +309,8 @@ class Listener:
             self._marks.done(connection)
         while (plan := buffer.plan_of(execution)) is not None:
             buffer.plans.pop()
+            if self._writer is not None and getattr(plan, "within", None):
+                self._writer.failed(plan, context)
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
 

@@ -52,6 +52,14 @@ class Maker:
                 made.append((new_id, codec.key_text(row.key), payload, types, head))
         return made
 
+    def shared(self, connection: Connection, plan: Plan) -> tuple[Head, encoding.Types]:
+        """What the events of a statement have in common, and the types of their metadata."""
+        about = context.current()
+        metadata, special = _metadata(about) if about.metadata else (None, None)
+        user_id = None if about.user_id is None else str(about.user_id)
+        where = (self._schema(plan, connection), str(plan.table.name), plan.verb)
+        return _head(*where, metadata, user_id, about.session_id, self._instance_id, plan.codec.version), special or {}
+
     def _schema(self, plan: Plan, connection: Connection) -> str:
         """The schema that the statement writes to."""
         translate = plan.translate  # which an execution has taken from its connection's options too

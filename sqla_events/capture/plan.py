@@ -263,6 +263,10 @@ class Plan(msgspec.Struct, eq=False):
     """The plan whose statement made the database change these rows."""
     changed: frozenset[str] | None = None
     """Keys of columns that an UPDATE changes, where no compiled statement of its own says so."""
+    within: Any = None
+    """It writes its events itself: within.Within."""
+    carried: int = 0
+    """How many it has written."""
     own: bool = False
     """Of many: they run one by one or in a way that returns rows, not by the driver's executemany."""
 

@@ -49,10 +49,10 @@ def along(plan: Plan, sql: str, context: Any) -> str:
     return sql + ("\n" if "--" in sql else "") + joint + ", ".join(columns(plan, context, compiled_target(context)))
 
 
-def columns(plan: Plan, context: Any, target: Any) -> list[str]:
-    """SQL of what rides along with a statement that writes to the target."""
+def columns(plan: Plan, context: Any, target: Any, keys: Sequence[str] | None = None) -> list[str]:
+    """SQL of what rides along with a statement that writes to the target, or of other keys."""
     owner = _owner(plan, context, target)
-    return [_sql(plan, key, owner, context) for key in plan.ride]
+    return [_sql(plan, key, owner, context) for key in (plan.ride if keys is None else keys)]
 
 
 def _wanted(plan: Plan, context: Any) -> tuple[str, ...]:
@@ -86,9 +86,11 @@ def _sql(plan: Plan, key: str, owner: str, context: Any) -> str:
     if key == INSERTED:
         return f"({owner}.xmax = 0)"
     column = context.dialect.identifier_preparer.format_column(plan.table.columns[key.removeprefix(OLD)])
+    codec = plan.codec.columns.get(key.removeprefix(OLD))
+    cast = "::text" if codec is not None and codec.as_text else ""
     if key.startswith(OLD):
-        return f"old.{column}"
-    return str(column) if context.dialect.name == "sqlite" else f"{owner}.{column}"
+        return f"old.{column}{cast}"
+    return str(column) if context.dialect.name == "sqlite" else f"{owner}.{column}{cast}"
 
 
 def _owner(plan: Plan, context: Any, target: Any) -> str:

@@ -24,7 +24,7 @@ def whole_rows(plan: Plan, rows: Iterable[dict[str, Loaded]]) -> list[Row]:
         return [_created(plan, row) for row in rows]
     if plan.verb == "delete":
         return [Row(_key(plan, row), before=row) for row in rows]
-    changed = [key for key in plan.codec.all_keys if key in _changed_keys(plan)]
+    changed = [key for key in plan.codec.all_keys if key in changed_keys(plan)]
     if plan.before is None or not moves(plan):
         olds = {_identity(plan, row): row for row in plan.before or ()}
         return [_changed(plan, row, changed, olds) for row in rows]
@@ -35,7 +35,8 @@ def whole_rows(plan: Plan, rows: Iterable[dict[str, Loaded]]) -> list[Row]:
     ]
 
 
-def _changed_keys(plan: Plan) -> frozenset[str]:
+def changed_keys(plan: Plan) -> frozenset[str]:
+    """Keys of the columns that an UPDATE changes."""
     if plan.changed is None:
         plan.changed = plan.program.moved.union(plan.program.given)
     return plan.changed

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..capture.forms import UUID7, literal, unquoted
 from ..capture.marks import comment_of
-from .forms import literal
 from .spec import Spec, identifier
 
 _FORMATS = "SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO' SET extra_float_digits = '1'"
 
 _SETTINGS = {"user_id": "user_id", "session_id": "session_id", "instance_id": "instance_id"}
-
-_ID = """(lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7' || substr(replace(gen_random_uuid()::text, '-', ''), 14))::uuid"""
-"""A UUID of version 7: milliseconds, and the rest of a random one."""
 
 _LOG, _TABLE = "@sqla_events:log@", "@sqla_events:table@"
 
@@ -46,7 +43,7 @@ class PostgresqlSpec(Spec):
 
     def unquoted(self, form: str) -> str:
         """See there."""
-        return f"CASE {form} WHEN 'true' THEN 'True' WHEN 'false' THEN 'False' ELSE ({form})::json #>> '{{}}' END"
+        return unquoted(form)
 
     @property
     def function(self) -> str:
@@ -125,7 +122,7 @@ END $sqla_events$"""
         told = [f"nullif(current_setting('sqla_events.{name}', true), '')" for name in _SETTINGS.values()]
         types = f"{self.types(rows)} || coalesce(',' || nullif(current_setting('sqla_events.types', true), ''), '')"
         values = [
-            _ID, "'database'", self.type(verb), literal(self.schema), literal(self.entity), literal(verb), self.key_text(row), f"({payload})::json",
+            UUID7, "'database'", self.type(verb), literal(self.schema), literal(self.entity), literal(verb), self.key_text(row), f"({payload})::json",
             f"('{{' || substr({types}, 2) || '}}')::json", "nullif(current_setting('sqla_events.metadata', true), '')::json", *told, str(self.version),
         ]  # fmt: skip
         names = ", ".join(f'"{name}"' for name in COLUMNS)

@@ -12,12 +12,12 @@ from sqlalchemy.engine import Dialect
 from .. import encoding
 from ..capture.choice import columns
 from ..capture.codec import ColumnCodec, TableCodec
+from ..capture.forms import Form, Parts, form_of, literal, member, object_of, special_types
 from ..capture.marks import PREFIX
 from ..capture.plan import key_columns
 from ..errors import ConfigError
 from ..event import type_of
 from ..schema import Names
-from .forms import Form, form_of, literal
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,15 @@ class Spec:
 
     def whole(self, row: str, forms: Sequence[Form] | None = None) -> str:
         """A row as a JSON object, or a part of it."""
-        parts = [f"{literal(_member(form, number))} || {form.json(self.value(row, form.name))}"
-                 for number, form in enumerate(self.forms if forms is None else forms)]  # fmt: skip
-        return " || ".join(["'{'", *parts, "'}'"])
+        return object_of(self._parts(row, forms))
+
+    def _parts(self, row: str, forms: Sequence[Form] | None = None) -> Parts:
+        return [(form, self.value(row, form.name)) for form in (self.forms if forms is None else forms)]
 
     def changed(self, row: str, differs: dict[str, str]) -> str:
         """The columns of a row that differ, as a JSON object; ``differs`` says in SQL whether."""
         parts = [
-            f"CASE WHEN {differs[form.name]} THEN {literal(_member(form, 1))} || {form.json(self.value(row, form.name))} ELSE '' END"
+            f"CASE WHEN {differs[form.name]} THEN {literal(member(form, ','))} || {form.json(self.value(row, form.name))} ELSE '' END"
             for form in self.forms
         ]
         return f"'{{' || substr({' || '.join(parts)}, 2) || '}}'"
@@ -110,17 +111,8 @@ class Spec:
         """The sidecar: what holds for all rows, and what for this one; ``rows`` are the sides of the payload."""
         constant = ",".join(f"{encoding.dumps(pointer)}:{encoding.dumps(code)}" for form in self.forms for pointer, code in form.pairs())
         parts = [literal("," + constant)] if constant else []
-        for form in self.forms:
-            for code, whether in form.special.items():
-                for side, row in rows.items():
-                    pointer = encoding.dumps(f"/payload/{side}/{encoding.escape(form.name)}")
-                    entry = literal(f",{pointer}:{encoding.dumps(code)}")
-                    parts.append(f"CASE WHEN {whether(self.value(row, form.name))} THEN {entry} ELSE '' END")
+        parts += special_types({side: self._parts(row) for side, row in rows.items()})
         return " || ".join(parts) or "''"
-
-
-def _member(form: Form, number: int) -> str:
-    return ("," if number else "") + encoding.dumps(form.name) + ":"
 
 
 def identifier(name: str, what: str, limit: int = 63) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import encoding
+from ..capture.forms import literal
 from ..capture.marks import TOLD
-from .forms import literal
 from .postgresql import COLUMNS
 from .spec import Spec, identifier
 

@@ -7,7 +7,7 @@ their column (a JSON null, an address with a mask) have it under a condition.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,13 @@ from sqlalchemy.dialects.postgresql.ranges import AbstractSingleRange
 from sqlalchemy.engine import Dialect
 
 from .. import encoding
-from ..capture.codec import REDACTED, ColumnCodec
+from .codec import REDACTED, ColumnCodec
 
 Sql = Callable[[str], str]
 """SQL of a value -> SQL of its form."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Form:
     """How one column gets into an event."""
 
@@ -54,9 +54,54 @@ def form_of(codec: ColumnCodec, dialect: Dialect) -> Form:
     """The form of a column; of a type that is not known, what the database itself makes of it in JSON."""
     if codec.redacted:
         return Form(codec.name, lambda v: f"CASE WHEN {v} IS NOT NULL THEN '\"{REDACTED}\"' END", {}, {})
+    return open_form(codec, dialect)
+
+
+def open_form(codec: ColumnCodec, dialect: Dialect) -> Form:
+    """The same with the value of a column that is redacted, too."""
     make = _postgresql if dialect.name == "postgresql" else _sqlite
     text, codes, special = make(codec, dialect)
     return Form(codec.name, text, codes, special)
+
+
+Parts = Sequence[tuple[Form, str]]
+"""Columns, each with SQL of its value."""
+
+
+def object_of(parts: Parts) -> str:
+    """SQL of a JSON object of columns."""
+    members = [f"{literal(member(form, ',' if number else '{'))} || {form.json(value)}" for number, (form, value) in enumerate(parts)]
+    return " || ".join([*members, "'}'"]) if members else "'{}'"
+
+
+def member(form: Form, before: str) -> str:
+    """What stands before a column's value in an object."""
+    return before + encoding.dumps(form.name) + ":"
+
+
+def special_types(sides: Mapping[str, Parts]) -> list[str]:
+    """SQL of the entries of the sidecar that a row has or has not, each with a comma before it."""
+    return [
+        f"CASE WHEN {whether(value)} THEN {literal(f',{encoding.dumps(_pointer(side, form))}:{encoding.dumps(code)}')} ELSE '' END"
+        for form in dict.fromkeys(form for parts in sides.values() for form, _ in parts)
+        for code, whether in form.special.items()
+        for side, parts in sides.items()
+        for other, value in parts
+        if other is form
+    ]
+
+
+def _pointer(side: str, form: Form) -> str:
+    return f"/payload/{side}/{encoding.escape(form.name)}"
+
+
+def unquoted(form: str) -> str:
+    """PostgreSQL: the text in a JSON string; a number as it stands; Python's word for true; NULL of null."""
+    return f"CASE {form} WHEN 'true' THEN 'True' WHEN 'false' THEN 'False' ELSE ({form})::json #>> '{{}}' END"
+
+
+UUID7 = """(lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7' || substr(replace(gen_random_uuid()::text, '-', ''), 14))::uuid"""
+"""PostgreSQL: a UUID of version 7: milliseconds, and the rest of a random one."""
 
 
 _Made = tuple[Sql, dict[str, str], dict[str, Sql]]
@@ -163,24 +208,41 @@ def _quoted(expression: str) -> str:
     return f"to_json({expression})::text"
 
 
+def plainly_quoted(expression: str) -> str:
+    """Text in which nothing has to be escaped."""
+    return f"'\"' || {expression} || '\"'"
+
+
 def _moment(value: str, pattern: str, zone: str = "") -> str:
     """As Python's isoformat: without a fraction of zero."""
-    return _quoted(f"replace(to_char({value}, '{pattern}.US'), '.000000', ''){zone}")
+    return plainly_quoted(f"replace(to_char({value}, '{pattern}.US'), '.000000', ''){zone}")
+
+
+def _interval(value: str) -> str:
+    """Months and years have as many days as the drivers give them."""
+    seconds = (
+        f"(extract(year FROM {value}) * 365 + extract(month FROM {value}) * 30 + extract(day FROM {value})) * 86400 "
+        f"+ extract(hour FROM {value}) * 3600 + extract(minute FROM {value}) * 60 + extract(second FROM {value})"
+    )
+    rest = "CASE WHEN s = 0 THEN '0D' WHEN s % 86400 <> 0 THEN 'T' || trim_scale(s % 86400) || 'S' ELSE '' END"
+    days = "CASE WHEN s >= 86400 THEN trunc(s / 86400) || 'D' ELSE '' END"
+    return (
+        f"(SELECT to_json(CASE WHEN n < 0 THEN '-' ELSE '' END || 'P' || {days} || {rest})::text "
+        f"FROM (SELECT n, abs(n) AS s FROM (SELECT {seconds} AS n) AS a WHERE n IS NOT NULL) AS b)"
+    )
 
 
 _DAY = 'YYYY-MM-DD"T"HH24:MI:SS'
 _POSTGRESQL: dict[str, Sql] = {
-    "decimal": lambda v: _quoted(f"{v}::text"),
-    "uuid": lambda v: _quoted(f"{v}::text"),
-    "date": lambda v: _quoted(f"to_char({v}, 'YYYY-MM-DD')"),
+    "decimal": lambda v: plainly_quoted(f"{v}::text"),
+    "uuid": lambda v: plainly_quoted(f"{v}::text"),
+    "date": lambda v: plainly_quoted(f"to_char({v}, 'YYYY-MM-DD')"),
     "time": lambda v: _moment(v, "HH24:MI:SS"),
     "time zone": lambda v: _quoted(f"{v}::text"),
     "datetime": lambda v: _moment(v, _DAY),
     "datetime zone": lambda v: _moment(v, _DAY, " || '+00:00'"),
-    "timedelta": lambda v: _quoted(
-        f"CASE WHEN extract(epoch FROM {v}) < 0 THEN '-' ELSE '' END || 'PT' || trim_scale(abs(extract(epoch FROM {v}))::numeric)::text || 'S'"
-    ),
-    "bytes": lambda v: _quoted(f"replace(encode({v}, 'base64'), chr(10), '')"),
+    "timedelta": _interval,
+    "bytes": lambda v: plainly_quoted(f"replace(encode({v}, 'base64'), chr(10), '')"),
 }
 
 
