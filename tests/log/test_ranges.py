@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -95,7 +96,7 @@ async def test_a_log_with_events_becomes_partitioned(postgres: PostgresDatabase)
     engine.dispose()
 
 
-def test_by_the_command_line_and_in_an_application_s_history(empty_postgres: PostgresDatabase) -> None:
+def test_by_the_command_line_and_in_an_application_s_history(empty_postgres: PostgresDatabase, tmp_path: Path) -> None:
     """Under other names and in a schema, as a script too; SQLite has no such thing."""
     url = empty_postgres.url()
     options = ["--partitioned", "--partition-size", "2000", "--table-name", "Log", "--schema", "out"]
@@ -119,7 +120,7 @@ def test_by_the_command_line_and_in_an_application_s_history(empty_postgres: Pos
             assert [part.end for part in ranges.parts(link, Names("audit"))][:2] == [3000, 6000]
     engine.dispose()
     with pytest.raises(ConfigError, match="need postgresql"):
-        sqla_events.alembic.partition("sqlite:///x.db")
+        sqla_events.alembic.partition(f"sqlite:///{tmp_path / 'x.db'}")
     with pytest.raises(ConfigError, match="at least 1000"):
         sqla_events.alembic.partition(url, size=10)
 
