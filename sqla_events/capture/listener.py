@@ -237,10 +237,14 @@ class Listener:
             plan = buffer.plan_of(context)
         if plan is not None and (plan.ride or plan.within) and not plan.own:
             take_off = within.take_off if plan.within else ride.take_off
+            came = 0
             for rows in take_off(plan, dbapi_cursor, context):
+                came += len(rows)
                 self._came_back(connection, buffer, plan, rows)
             if plan.within:
                 buffer.written.add(plan.within.type, count=plan.carried)
+            if plan.frame:
+                plan.frame.rows = came + plan.carried
 
     def _came_back(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]) -> None:
         if not plan.whole:

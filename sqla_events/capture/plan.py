@@ -265,6 +265,8 @@ class Plan(msgspec.Struct, eq=False):
     """Keys of columns that an UPDATE changes, where no compiled statement of its own says so."""
     within: Any = None
     """It writes its events itself: within.Within."""
+    frame: Any = None
+    """What would stand around it for that: within.Frame, where it can."""
     carried: int = 0
     """How many it has written."""
     own: bool = False

@@ -7,6 +7,7 @@ import datetime as dt
 import enum
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from sqla_events import CaptureError, event_context, install_crud_hooks, triggers
+from sqla_events.capture import within as within_module
 from sqla_events.capture.within import ROWS, Writer
 from tests.capture.conftest import Stage
 from tests.capture.model import Base, Color, Item, Parent, Pet, Seat, Tag, no_key
@@ -27,6 +29,12 @@ from tests.capture.test_write_paths import full
 STRANGE = 'Straße: 100% "{o\'clock}" */ --$1'
 
 Write = Callable[[sa.Connection], Any]
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few rows, too."""
+    monkeypatch.setattr(within_module, "FEW", 0)
 
 
 class Lower(enum.Enum):
@@ -521,6 +529,21 @@ def test_triggers_leave_it_to_the_statement(stage: Stage) -> None:
     assert told(stage) == [("create", "1", "a"), ("update", "1", "b"), ("update", "1", "c"), ("update", "1", "d")]
 
 
+def test_few_rows_go_the_other_way(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement that wrote few rows is Python's until it writes many, for each statement on its own."""
+    monkeypatch.setattr(within_module, "FEW", 3)
+    stage.hook()
+    seen: list[bool] = []
+    sa.event.listen(stage.engine, "before_cursor_execute", lambda *given: seen.append(ROWS in given[2]) if "UPDATE" in given[2] else None)
+    with stage.engine.begin() as connection:
+        connection.execute(sa.insert(Tag), [{"id": n, "name": "a"} for n in range(5)])
+        for number in (5, 2, 2, 0, 4, 5):
+            assert connection.execute(sa.update(Tag).where(Tag.id < number).values(name="b")).rowcount == number
+        connection.execute(sa.update(Tag).values(name="c"))
+    assert seen == [True, True, False, False, False, True, True]
+    assert sum(event.operation == "update" for event in stage.events()) == 23
+
+
 def test_the_same_statement_again(stage: Stage) -> None:
     """Prepared by the driver, cached by SQLAlchemy, with and without hooks, with another context and a list of another length."""
     stage.hook()
@@ -533,3 +556,25 @@ def test_the_same_statement_again(stage: Stage) -> None:
             session.execute(sa.update(Tag).where(Tag.id.in_(range(number))).values(name=str(number)))
     updates = [event for event in stage.events() if event.operation == "update"]
     assert [(event.key, event.user_id) for event in updates] == [(str(key), number) for number in range(6) for key in range(number)]
+
+
+def test_the_order_of_a_row_under_contention(stage: Stage) -> None:
+    """Who waits for a row writes its event after the one it waited for, with what that one left."""
+    stage.hook()
+    counts = sa.Table("counts", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.Integer))
+    with stage.engine.begin() as connection:
+        counts.create(connection)
+        connection.execute(counts.insert(), [{"id": number, "n": 0} for number in range(5)])
+
+    def change(_: int) -> None:
+        for number in range(25):
+            with stage.engine.begin() as connection:
+                connection.execute(counts.update().where(counts.c.id == number % 5).values(n=counts.c.n + 1))
+                connection.execute(counts.update().where(counts.c.id >= 4).values(n=counts.c.n + 1))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(change, range(4)))
+    for number in range(5):
+        mine = [event.after["n"] for event in stage.events("public.counts.update") if event.key == str(number)]
+        assert mine == list(range(1, len(mine) + 1))
+    assert len(stage.events("public.counts.update")) == 200

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from sqla_events import Event, install_crud_hooks
+from sqla_events import Event, EventFilter, install_crud_hooks
 from sqla_events.bridge import Database
 from tests.integration.shop import Base, Inbox, User, eventually
 from tests.servers.pgbouncer import PgBouncer, local_binary
@@ -138,3 +138,40 @@ async def write(engine: AsyncEngine, number: int) -> None:
     async with AsyncSession(engine) as session:
         (await session.get_one(User, number)).name = "y"
         await session.commit()
+
+
+async def test_set_based_statements_that_write_their_events(pooler: PgBouncer, tables: str) -> None:
+    """They look up the types of a table once, and their parameters and RETURNING are like any other's."""
+    engine = asyncpg_engine(pooler, tables)
+    broker = install_crud_hooks(engine, SETTINGS)
+    seen: list[str] = []
+    sa.event.listen(engine.sync_engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
+    async with AsyncSession(engine) as session:
+        await session.execute(sa.insert(User), [{"id": number, "name": "x"} for number in range(ROWS)])
+        await session.commit()
+
+    async def change(name: str) -> None:
+        async with AsyncSession(engine) as session:
+            await session.execute(sa.update(User).values(name=name), execution_options={"synchronize_session": False})
+            await session.commit()
+
+    for _ in range(3):
+        await asyncio.gather(*(change(f"name {number}") for number in range(4)))
+    events = await broker.list(EventFilter(limit=1000, pattern="public.users.update"))
+    broker.uninstall()
+    await engine.dispose()
+    assert len(events) == 12 * ROWS
+    assert sum("sqla_events_rows" in sql for sql in seen) == 12
+
+
+def test_a_set_based_statement_without_prepared_statements(pooler: PgBouncer, tables: str) -> None:
+    """On psycopg, as above."""
+    engine = sa.create_engine(pooler.url("psycopg", tables), connect_args={"prepare_threshold": None})
+    broker = install_crud_hooks(engine, SETTINGS)
+    with Session(engine) as session:
+        session.execute(sa.insert(User), [{"id": number, "name": "x"} for number in range(ROWS)])
+        assert session.execute(sa.delete(User)).rowcount == ROWS
+        session.commit()
+    assert len(broker.list(EventFilter(limit=1000, pattern="public.users.delete"))) == ROWS
+    broker.uninstall()
+    engine.dispose()
