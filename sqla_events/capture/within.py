@@ -55,6 +55,9 @@ FLOAT_LETTERS = 20
 """By how many a float that PostgreSQL writes may differ in length from Python's."""
 
 
+MOST_PARAMETERS = 32_000
+"""asyncpg takes 32,767, and ours come on top."""
+
 FEW = 25
 """Rows below which Python is faster: to parse and plan what makes the events takes PostgreSQL half a millisecond."""
 
@@ -110,6 +113,8 @@ class Writer:
             and plan.whole
             and not (executemany or plan.own or plan.shape.upsert or plan.reached or plan.codec.cascades)
             and plan.verb in plan.codec.operations
+            and not context._is_server_side
+            and len(context.compiled_parameters[0]) < MOST_PARAMETERS
             and not context.compiled.effective_returning
             and not context.compiled.ctes
             and (not wants_old or ride.old_rides(plan, dialect))

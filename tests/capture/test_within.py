@@ -479,8 +479,8 @@ def test_a_type_that_changes_under_a_running_process(stage: Stage) -> None:
     assert ats == ["2026-01-01T00:00:00"] * 2 + ["2026-01-01T00:00:00+00:00"] * 2
 
 
-def test_what_is_left_to_python(stage: Stage) -> None:
-    """Rows that the caller wants, many sets, upserts, CTEs, what foreign keys reach."""
+def test_what_is_left_to_python(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that the caller wants, many sets, upserts, CTEs, what foreign keys reach, as many parameters as there can be."""
     stage.hook()
     seen: list[str] = []
     sa.event.listen(stage.engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
@@ -493,8 +493,10 @@ def test_what_is_left_to_python(stage: Stage) -> None:
         chosen = sa.select(Tag.id).cte("chosen")
         session.execute(sa.update(Tag).where(Tag.id.in_(sa.select(chosen.c.id))).values(name="g"), execution_options={"synchronize_session": False})
         session.execute(sa.delete(Parent))
+        monkeypatch.setattr(within_module, "MOST_PARAMETERS", 6)
+        session.execute(sa.insert(Seat).values([{"row": "A", "number": number} for number in range(3)]))
     assert not [sql for sql in seen if ROWS in sql]
-    assert [event.operation for event in stage.events()] == ["create"] * 2 + ["update"] * 9
+    assert [event.operation for event in stage.events()] == ["create"] * 2 + ["update"] * 9 + ["create"] * 3
 
 
 def test_mode_sync_waits_for_ids(postgres_url: str) -> None:
