@@ -23,7 +23,7 @@ from .event import Event
 from .jobs import Job, Track, Upcast
 from .provider import Delivery, Failure, Interest, Provider
 from .retry import Attempts
-from .signals import Buried, Processed, Queued, Retrying, Signals
+from .signals import Buried, Processed, Queued, Retrying, Signals, logger
 from .subscription import Subscription, Subscriptions
 from .workers import Tasks, Threads
 
@@ -140,12 +140,16 @@ class Consumer:
         await self._tasks.stop()
         await self._threads.stop()
         await stream.aclose()
+        self._signals.emit(Queued(self._group, 0))  # what is not through was given back
 
     # One delivery's way ------------------------------------------------------------------------------------------
 
     def _receive(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self._line_up(delivery)
+        self._tell_size()
+
+    def _tell_size(self) -> None:
         if self._signals:
             self._signals.emit(Queued(self._group, self._in_hand))
 
@@ -237,6 +241,7 @@ class Consumer:
 
         def before_sleep(delay: float, error: BaseException) -> None:
             delivery.retry(_failure(subscription, attempts.failed, error), delay)
+            logger.info("%s failed, next try in %.2f s: %s", self._named(job), delay, _text(error))
             self._signals.emit(
                 Retrying(delivery.type, self._group, subscription.name, attempts.failed, delay, _text(error))
             )
@@ -262,7 +267,11 @@ class Consumer:
         assert job.error is not None
         subscription, delivery = job.subscription, job.track.delivery
         delivery.bury(_failure(subscription, failed, job.error))
+        logger.error("%s made a dead letter: %s", self._named(job), _text(job.error))
         self._signals.emit(Buried(delivery.type, self._group, subscription.name, _text(job.error)))
+
+    def _named(self, job: Job) -> str:
+        return f"subscription {job.subscription.name!r} of group {self._group!r} on {job.track.delivery.type} (row {job.lane})"
 
     def _through(self, job: Job) -> None:
         """One subscription is through with one delivery: the next of its lane, and the acknowledgement if it was the last."""
@@ -281,6 +290,8 @@ class Consumer:
             track.error = None
             track.delivery.ack()
             self._in_hand -= 1
+            if not self._in_hand % 100:  # what is received tells it as well, but nothing may come for long
+                self._tell_size()
 
     def _report(self, track: Track, error: BaseException | None) -> None:
         assert self._on_settled is not None

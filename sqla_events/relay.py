@@ -225,6 +225,7 @@ class Relay:
             raise ProviderUnavailable(f"the provider rejected an event that was not in its batch: {error}") from error
         for one in rejected:
             reader.failed(one, Failure(SUBSCRIPTION, error.reason, "", 1), None)
+            logger.error("%s made a dead letter of %s (row %s): %s", self._settings.group, one.type, one.lane, error.reason)
             self._signals.emit(Buried(one.type, self._settings.group, SUBSCRIPTION, error.reason))
         return work.without({error.event_id})
 

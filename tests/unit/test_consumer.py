@@ -18,7 +18,7 @@ from sqla_events.errors import EventError, Reject, RetryLater
 from sqla_events.event import Event
 from sqla_events.provider import Failure, Interest
 from sqla_events.retry import RetryPolicy
-from sqla_events.signals import Signals
+from sqla_events.signals import Fact, Queued, Signals
 from sqla_events.subscription import Subscription, Subscriptions
 
 FAST = RetryPolicy(max_retries=2, initial_delay=0.001, max_delay=0.002, jitter=0)
@@ -83,7 +83,8 @@ class Bench:
         for number, handler in enumerate(handlers):
             self.subscriptions.add(Subscription(f"h{number}", ("*",), handler, "g", policy, **rules))
         settings = ConsumerSettings("me", worker_count=workers)
-        self.consumer = Consumer(self.provider, "g", self.subscriptions, settings, Signals())  # type: ignore[arg-type]
+        self.signals = Signals()
+        self.consumer = Consumer(self.provider, "g", self.subscriptions, settings, self.signals)  # type: ignore[arg-type]
 
     async def __aenter__(self) -> Bench:
         self.task = asyncio.create_task(self.consumer.run(drain=5))
@@ -184,6 +185,40 @@ async def test_retries_end_in_a_dead_letter_and_the_lane_goes_on() -> None:
     (failure,) = first.failures
     assert (failure.subscription, failure.error, failure.attempts) == ("h0", "ValueError: never", 3)
     assert "in handler" in failure.traceback
+
+
+async def test_failures_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """An attempt that is repeated at INFO, a dead letter at ERROR, each with subscription, group, type and row."""
+
+    def handler(event: Event) -> None:
+        raise ValueError("never")
+
+    caplog.set_level("INFO", "sqla_events")
+    one = Given(number=0)
+    async with Bench(handler) as bench:
+        bench.give(one)
+        await until(lambda: one.acked)
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in told] == ["INFO", "INFO", "ERROR"]
+    assert told[-1][1] == f"subscription 'h0' of group 'g' on {one.type} (row {one.lane}) made a dead letter: ValueError: never"
+
+
+async def test_the_size_of_the_queue_goes_down_when_nothing_more_comes() -> None:
+    """It is told when events come, now and then while they are worked off, at the last, and 0 at the end of it all."""
+    sizes: list[int] = []
+
+    def tell(fact: Fact) -> None:
+        if isinstance(fact, Queued):
+            sizes.append(fact.size)
+
+    many = [Given(number=number, lane=str(number)) for number in range(250)]
+    async with Bench(lambda event: None) as bench:
+        bench.signals.subscribe(tell)
+        bench.give(*many)
+        await until(lambda: all(one.acked for one in many))
+        await until(lambda: len(sizes) > 3)
+        assert sizes == [250, 200, 100, 0]
+    assert sizes[-1] == 0
 
 
 async def test_attempts_before_a_restart_count() -> None:

@@ -295,6 +295,7 @@ class Puller:
             one.attempts, one.buried, one.due = known["attempts"], frozenset(known["buried"]), known.get("due", {})
         self._in_hand[seq] = one
         if self._what.max_deliver and delivered > self._what.max_deliver:
+            logger.error("%s made a dead letter: it was delivered %d times and never settled", one.type, delivered)
             one.bury(Failure(CONSUMER, f"delivered {delivered} times and never settled", "", delivered))
             one.ack()
         else:
