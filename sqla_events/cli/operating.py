@@ -17,17 +17,21 @@ from .target import broker_of
 @click.command()
 @configured
 def relay(url: str, **options: Any) -> None:
-    """Carry events from the log to Redis or NATS until SIGINT or SIGTERM.
+    """Carry events from the log to Redis or NATS, and to each of `destinations`, until SIGINT or SIGTERM.
 
     Run as many as you like: as many work as the setting `partitions` says, the others stand by.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with broker_of(url, **options) as broker:
         provider = broker.config.provider
-        if provider in {"memory", "database"}:
-            raise ConfigError(f"provider is {provider!r}, which reads the log itself: nothing to relay; give --provider redis://… or nats://…")
+        targets = [*([] if provider in {"memory", "database"} else [provider]), *broker.config.destinations]
+        if not targets:
+            raise ConfigError(
+                f"provider is {provider!r}, which reads the log itself, and there are no destinations: nothing to relay; "
+                "give --provider redis://… or nats://…"
+            )
         broker.stats()  # fails now, and in one line, where tables or provider are missing
-        click.echo(f"relaying to {provider}; Ctrl-C stops", err=True)
+        click.echo(f"relaying to {', '.join(targets)}; Ctrl-C stops", err=True)
         broker.run()
 
 

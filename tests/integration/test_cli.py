@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,11 +260,15 @@ def test_relay_to_nobody(sqlite_url: str) -> None:
     assert "carrier-pigeon" in failure("relay", sqlite_url, "--provider", "carrier-pigeon")
 
 
-def test_relay_ends_on_sigterm(engine: sa.Engine, database_url: str, redis_url: str) -> None:
+@pytest.mark.parametrize("place", ["provider", "destination"])
+def test_relay_ends_on_sigterm(place: str, engine: sa.Engine, database_url: str, redis_url: str, tmp_path: Path) -> None:
     """In a process of its own: carries the backlog to Redis, ends with exit code 0."""
     pytest.importorskip("sqla_events.providers.redis")
     add(engine, 1, 2, 3)
-    command = [sys.executable, "-m", "sqla_events", "relay", database_url, "--provider", redis_url]
+    config = tmp_path / "config.yaml"
+    config.write_text(f"{{poll_interval: 50ms, destinations: {{redis: '{redis_url}'}}}}")
+    where = ["--provider", redis_url] if place == "provider" else ["--config", str(config)]
+    command = [sys.executable, "-m", "sqla_events", "relay", database_url, *where]
     environment = {**os.environ, "SQLA_EVENTS_POLL_INTERVAL": "0.05"}
     relay = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
