@@ -271,6 +271,9 @@ class Runtime:
         known, self._paused = self._paused, stored
         for group, name in stored - known:
             self._groups[group].paused.add(name)
+            if name not in self._groups[group]:  # mistyped, or renamed since
+                there = ", ".join(one.name for one in self._groups[group])
+                logger.warning("paused is %r of group %r, which has no such subscription; there are: %s", name, group, there)
         for group, name in known - stored:
             self._groups[group].paused.discard(name)
             self.resume(group, name)

@@ -31,9 +31,9 @@ def database_url(url: str | URL) -> URL:
     try:
         target = make_url(url)
     except (exc.ArgumentError, ValueError):
-        shown = "the database URL" if "@" in str(url) else repr(url)
+        shown = "" if "@" in str(url) else f" {str(url)!r}"
         raise ConfigError(
-            f"{shown} cannot be read as one; write postgresql+psycopg://user@host:port/database or sqlite:///file.db"
+            f"the database URL{shown} cannot be read; write postgresql+psycopg://user@host:port/database or sqlite:///file.db"
         ) from None
     name = target.get_backend_name()
     if name not in ("postgresql", "postgres", "sqlite"):

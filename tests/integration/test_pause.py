@@ -81,3 +81,15 @@ def test_without_a_database_only_this_process_can_be_paused() -> None:
     broker.subscribe("*", handler=Inbox(), name="h")
     with pytest.raises(ConfigError, match="no database"):
         broker.pause("h", everywhere=True)
+
+
+def test_a_name_that_nobody_has_is_told_where_it_would_work(
+    engine: sa.Engine, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The command cannot know the names; a running process of the group does, and its log names them."""
+    broker = Broker(Config.load(SETTINGS), engine)
+    broker.subscribe("*", handler=Inbox(), name="mailer")
+    cli("pause", database_url, "mialer")
+    broker.start()
+    eventually(lambda: "'mialer' of group 'default', which has no such subscription; there are: mailer" in caplog.text)
+    broker.stop()
