@@ -124,7 +124,7 @@ class ColumnCodec:
             return None
         if value is None:
             return None
-        return _strict(value.text if type(value) is JsonText else self.dumps(value), pointer, types)
+        return _strict(value if type(value) is JsonText else self.dumps(value), pointer, types)
 
     def loader(self, code: Any) -> Form:
         """What brings a value that the driver returned with this type code to the level of the SQL type."""
@@ -167,13 +167,10 @@ class Loaded:
         self.value = value
 
 
-class JsonText:
+class JsonText(str):
     """A JSON value as the text that the database has."""
 
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
+    __slots__ = ()
 
 
 def _json_text(raw: str | None) -> Any:

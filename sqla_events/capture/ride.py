@@ -151,7 +151,7 @@ def loaded(plan: Plan, rows: Sequence[Any], own: int, codes: Sequence[Any]) -> l
     """Rows of the driver as values at the level of their columns' SQL types; the first ``own`` columns are not ours."""
     codecs = plan.codec.columns
     loads = [
-        codecs[plain].loader(code) if (plain := key.removeprefix(OLD)) in codecs else _as_it_is
+        codecs[plain].loader(code) if (plain := key.removeprefix(OLD)) in codecs else as_it_is
         for key, code in zip(plan.ride, codes, strict=True)
     ]
     return [
@@ -159,5 +159,6 @@ def loaded(plan: Plan, rows: Sequence[Any], own: int, codes: Sequence[Any]) -> l
     ]
 
 
-def _as_it_is(value: Any) -> Any:
+def as_it_is(value: Any) -> Any:
+    """A value that the driver returns at the level of its SQL type."""
     return value

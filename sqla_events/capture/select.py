@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.types import TypeEngine
 
 from .codec import Loaded, TableCodec
 from .plan import Plan, Row
-from .ride import compiled_target
+from .ride import as_it_is, compiled_target
 from .rows import key_after
 
 Values = dict[str, Loaded]
@@ -49,7 +50,7 @@ def present_rows(
     compiled = query.compile(dialect=connection.dialect)
     known = context.compiled.bind_names
     values = {name: given[known[bound]] for bound, name in compiled.bind_names.items() if known.get(bound) in given}
-    return _rows(names, _run(connection, plan, query, values))
+    return _rows(plan.codec, names, _run(connection, plan, query, values))
 
 
 def matching(
@@ -71,13 +72,17 @@ def matching(
         query = query.with_for_update()
     for some in portions((one for one in dict.fromkeys(wanted) if None not in one), 500):
         where = sides[0].in_([one[0] for one in some]) if len(sides) == 1 else sa.tuple_(*sides).in_(some)
-        found += _rows(names, _run(connection, plan, query.where(where), {}))
+        found += _rows(reader, names, _run(connection, plan, query.where(where), {}))
     return found
 
 
 def _columns(reader: TableCodec, source: Any, names: Sequence[str]) -> sa.Select[Any]:
-    """Columns at the level of their SQL types."""
-    return sa.select(*(sa.type_coerce(source.c[key], reader.kind(key)).label(f"c{n}") for n, key in enumerate(names)))
+    """Columns at the level of their SQL types; JSON as it is stored, since SQLAlchemy makes None of a JSON null and of NULL."""
+    return sa.select(*(_column(source.c[key], reader.kind(key)).label(f"c{n}") for n, key in enumerate(names)))
+
+
+def _column(column: Any, kind: TypeEngine[Any]) -> Any:
+    return sa.cast(column, sa.Text()) if isinstance(kind, sa.JSON) else sa.type_coerce(column, kind)
 
 
 def _run(connection: Connection, plan: Plan, query: sa.Select[Any], values: Mapping[str, Any]) -> Any:
@@ -85,8 +90,10 @@ def _run(connection: Connection, plan: Plan, query: sa.Select[Any], values: Mapp
     return connection.execute(query, values, execution_options=options)
 
 
-def _rows(names: Sequence[str], result: Any) -> list[Values]:
-    return [{key: Loaded(value) for key, value in zip(names, row, strict=True)} for row in result]
+def _rows(reader: TableCodec, names: Sequence[str], result: Any) -> list[Values]:
+    json = {key: codec for key, codec in reader.columns.items() if codec.is_json}
+    loads = [json[key].loader(None) if key in json else as_it_is for key in names]
+    return [{key: Loaded(load(value)) for key, load, value in zip(names, loads, row, strict=True)} for row in result]
 
 
 def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

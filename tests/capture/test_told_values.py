@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from sqla_events.schema import Tables
 from tests.capture.conftest import Stage
 
 
@@ -187,3 +189,34 @@ def test_columns_that_triggers_set_on_sqlite(stage: Stage) -> None:
     events = stage.check(metadata)
     assert [event.after["made"] for event in events[:3]] == ["by 1", "by 2", "by 3"]
     assert [event.after["changed"] for event in events[3:]] == ["to 12", "to 13"]
+
+
+def test_a_json_null_in_a_row_that_was_read_is_not_null(stage: Stage) -> None:
+    """Rows as they were before an UPDATE, and those that a foreign key deletes."""
+    metadata = sa.MetaData()
+    parents = sa.Table("told_parents", metadata, sa.Column("id", sa.Integer, primary_key=True))
+    children = sa.Table(
+        "told_children",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("parent_id", sa.ForeignKey(parents.c.id, ondelete="CASCADE")),
+        sa.Column("doc", sa.JSON),
+    )
+    stage.create(metadata)
+    stage.hook(old_values="always")
+    with stage.session() as session, session.begin():
+        session.execute(parents.insert(), {"id": 1})
+        documents = [sa.JSON.NULL, sa.null(), {"a": [1, None]}]
+        session.execute(children.insert().values([{"id": n, "parent_id": 1, "doc": doc} for n, doc in enumerate(documents)]))
+        session.execute(children.update().where(children.c.id < 2).values(doc={"b": 2}))
+        session.execute(children.update().where(children.c.id == 0).values(doc=sa.JSON.NULL))
+        session.execute(children.update().where(children.c.id == 1).values(doc=sa.null()))
+        session.execute(parents.delete())
+    stage.check(metadata)
+    with stage.session() as session:
+        log = Tables().events
+        rows = session.execute(sa.select(log.c.operation, log.c.payload, log.c.types).where(log.c.entity == "told_children").order_by(log.c.seq))
+        told = [(operation, json.loads(payload)["before"]["doc"], types) for operation, payload, types in rows if operation != "create"]
+    null = '{"/payload/before/doc":"jsonnull"}'
+    assert told[:2] == [("update", None, null), ("update", None, None)]
+    assert sorted(told[4:], key=repr) == [("delete", None, null), ("delete", None, None), ("delete", {"a": [1, None]}, None)]
