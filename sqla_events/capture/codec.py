@@ -124,7 +124,7 @@ class ColumnCodec:
             return None
         if value is None:
             return None
-        return _strict(value if type(value) is JsonText else self.dumps(value), pointer, types)
+        return _strict(str(value) if type(value) is JsonText else self.dumps(value), pointer, types)
 
     def loader(self, code: Any) -> Form:
         """What brings a value that the driver returned with this type code to the level of the SQL type."""

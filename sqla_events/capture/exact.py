@@ -7,6 +7,7 @@ are *in doubt*: their row goes to Python, which says what it says. A column that
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,8 @@ def _family(codec: ColumnCodec) -> str | None:
     if codec.is_json:
         return "json"
     if codec.enum is not None:
-        return "members" if len(codec.enum.__members__) == len(codec.enum) else None
+        proper = issubclass(codec.enum, enum.Enum) and len(codec.enum.__members__) == len(codec.enum)  # no aliases
+        return "members" if proper else None
     if isinstance(kind, sa.Float):
         return None if codec.code else "float"
     if codec.code is not None:

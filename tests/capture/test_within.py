@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -497,6 +497,30 @@ def test_what_is_left_to_python(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
         session.execute(sa.insert(Seat).values([{"row": "A", "number": number} for number in range(3)]))
     assert not [sql for sql in seen if ROWS in sql]
     assert [event.operation for event in stage.events()] == ["create"] * 2 + ["update"] * 9 + ["create"] * 3
+
+
+class Level:
+    """What SQLAlchemy takes for an enumeration: it has ``__members__``."""
+
+    __members__: ClassVar[dict[str, Level]] = {}
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.__members__[name] = self
+
+
+LOW, HIGH = Level("low"), Level("high")
+
+
+def test_an_enumeration_that_is_none_of_python_s(stage: Stage) -> None:
+    """Its events are made in Python."""
+    levels = sa.Table("levels", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("level", sa.Enum(Level)))
+    stage.create(levels.metadata)
+    stage.hook()
+    with stage.session() as session, session.begin():
+        session.execute(levels.insert().values([{"id": 1, "level": LOW}, {"id": 2, "level": LOW}]))
+        assert session.execute(levels.update().values(level=HIGH)).rowcount == 2
+    assert [event.after["level"] for event in stage.events()] == [LOW, LOW, HIGH, HIGH]
 
 
 def test_mode_sync_waits_for_ids(postgres_url: str) -> None:
