@@ -1,14 +1,19 @@
 """Starting and stopping a broker, and asking it: what runs is one :class:`Runtime`, on a thread of ours or on the caller's loop.
 
 A question is answered on the loop of what runs; where nothing runs, by a runtime that is made for it and closed behind it.
+
+Threads do not survive a fork (gunicorn with preload, multiprocessing): in the child nothing runs until it starts it. What the
+parent runs is kept there all the same, untouched: taken down, it would say goodbye on the parent's connections.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakSet
 
 from .bridge import LoopThread, answer
 from .config import Config
@@ -33,6 +38,13 @@ class Lifecycle:
         self.runtime: Runtime | None = None
         """None while nothing runs."""
         self._thread: LoopThread | None = None
+        _all.add(self)
+
+    def forget(self) -> object:
+        """Take what runs for the business of another process; returns it."""
+        inherited = self.runtime, self._thread
+        self.runtime = self._thread = None
+        return inherited
 
     # On a thread of ours -----------------------------------------------------------------------------------------
 
@@ -116,3 +128,15 @@ class Lifecycle:
             return await question(runtime)
         finally:
             await runtime.close(0)
+
+
+_all: WeakSet[Lifecycle] = WeakSet()
+_of_the_parent: list[Any] = []
+
+
+def _forked() -> None:
+    _of_the_parent.extend([one.forget() for one in _all])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
