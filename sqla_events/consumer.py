@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
+from . import jobs
 from .errors import Reject, RetryLater
 from .event import Event
 from .jobs import Job, Track, Upcast
@@ -312,8 +313,17 @@ class Consumer:
 
 
 def _failure(subscription: Subscription, failed: int, error: BaseException) -> Failure:
-    trace = "".join(traceback.format_exception(error))
-    return Failure(subscription.name, _text(error), trace, failed)
+    return Failure(subscription.name, _text(error), _trace(error), failed)
+
+
+def _trace(error: BaseException) -> str:
+    """From the handler on: the frames before it are ours and tenacity's."""
+    frame = start = error.__traceback__
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == jobs.__file__:
+            start = frame.tb_next or frame
+        frame = frame.tb_next
+    return "".join(traceback.format_exception(type(error), error, start))
 
 
 def _text(error: BaseException) -> str:

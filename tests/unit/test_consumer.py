@@ -185,6 +185,7 @@ async def test_retries_end_in_a_dead_letter_and_the_lane_goes_on() -> None:
     (failure,) = first.failures
     assert (failure.subscription, failure.error, failure.attempts) == ("h0", "ValueError: never", 3)
     assert "in handler" in failure.traceback
+    assert failure.traceback.count("File ") == 1, "frames of ours"
 
 
 async def test_failures_are_logged(caplog: pytest.LogCaptureFixture) -> None:
