@@ -66,6 +66,8 @@ class Publisher:
     def publish(self, event: P, session: Any = None) -> Receipt[P]:
         """Into the session's transaction, or on its own where there is none; a list as one."""
         events = [event] if isinstance(event, Event) else event
+        if not self._config.enabled:
+            return Receipt(event)
         if session is None:
             return Receipt(event, self._alone(events))
         if isinstance(session, (AsyncSession, AsyncConnection)):
@@ -118,6 +120,8 @@ class Publisher:
 
     def publish_and_wait(self, event: Event) -> Receipt[Event]:
         """Publish on its own and wait until this broker's groups are through with it."""
+        if not self._config.enabled:
+            return Receipt(event)
         runtime = self._runtime()
         if runtime is None or runtime.writer is None:
             raise ConfigError(

@@ -142,7 +142,7 @@ class DatabaseSettings(Section):
 class Config(Section):
     """Everything that can be set. Make it with :meth:`load`, or by name: unknown or wrong values are errors either way."""
 
-    enabled: bool = setting(BOOL, True, "Capture and run; false: the broker does nothing.")
+    enabled: bool = setting(BOOL, True, "Capture and run; false: nothing is captured, published or delivered.")
     provider: str = setting(
         TEXT,
         "memory",

@@ -313,6 +313,28 @@ def test_missing_tables_are_found_at_start(empty_database_url: str) -> None:
     engine.dispose()
 
 
+def test_a_disabled_broker_does_nothing(empty_database_url: str) -> None:
+    """The code of the application stays as it is, and not even the event tables are needed."""
+    engine, inbox = sa.create_engine(empty_database_url), Inbox()
+    Base.metadata.create_all(engine)
+    broker = install_crud_hooks(engine, enabled=False)
+    broker.subscribe("*", handler=inbox)
+    broker.start()
+    with Session(engine) as session, session.begin():
+        session.add(User(id=1, name="Ann"))
+        broker.publish("a.b.c", session=session)
+    one = Event(type="a.b.c")
+    assert broker.publish(one).result().id == broker.publish_sync(one).result().id == one.id
+    assert [event.id for event in broker.publish_many([one]).result()] == [one.id]
+    assert not broker.running
+    broker.stop()
+    broker.uninstall()
+    tables = sa.inspect(engine).get_table_names()
+    engine.dispose()
+    assert inbox.events == []
+    assert "events" not in tables
+
+
 def test_what_publish_refuses(app: App) -> None:
     """Unknown fields, an event with further fields, values without a JSON form: nothing is written."""
     broker = app.hook()
