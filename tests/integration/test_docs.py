@@ -45,8 +45,17 @@ def test_every_block_runs(page: str, broker: Broker, sqlite_url: str) -> None:
         exec(compile("\n" * line + code, f"{page}.md", "exec", dont_inherit=True), namespace)
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    """Within the repository."""
-    links = re.findall(r"\]\(([^)#:]+)[#)]", page.read_text())
-    assert [link for link in links if not (DOCS / link).exists()] == []
+    """Within the repository: the file is there, and has that heading."""
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text())
+    assert [link for link, heading in links if not _has(page.parent / link if link else page, heading)] == []
+
+
+def _has(page: Path, heading: str) -> bool:
+    return page.exists() and (not heading or heading in map(_anchor, re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)))
+
+
+def _anchor(heading: str) -> str:
+    """What a heading is called in a link, by the rule of the usual renderers."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
