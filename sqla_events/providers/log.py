@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from sqlalchemy.engine import Connection
 
@@ -83,18 +84,9 @@ class LogProvider:
                 async for batch in stream:
                     yield batch
 
-    async def _partition(self, group: Spread, settings: ReaderSettings) -> AsyncGenerator[Sequence[LogDelivery], None]:
-        """One lease after the other: whoever lost it, or gave it up, waits for it again."""
-        bells, context = (self._bell, self._remote), self._context
-        while True:
-            try:
-                async with leased(
-                    self._database, context.tables, settings, context.signals, *bells, group=group
-                ) as reader, aclosing(reader.batches()) as stream:
-                    async for batch in stream:
-                        yield batch
-            except LeaseLost as error:
-                logger.warning("%s; waiting for the lease", error)
+    def _partition(self, group: Spread, settings: ReaderSettings) -> AsyncGenerator[Sequence[LogDelivery], None]:
+        context, bells = self._context, (self._bell, self._remote)
+        return leases(partial(leased, self._database, context.tables, settings, context.signals, *bells, group=group))
 
     async def close(self) -> None:
         """Readers end with their consumers."""
@@ -151,6 +143,23 @@ def reader_settings(
         poll_interval=config.database.poll_interval or config.poll_interval,
         patterns=patterns,
     )
+
+
+class Reading(Protocol):
+    """What a lease entitles to."""
+
+    def batches(self) -> AsyncGenerator[Sequence[Any], None]: ...
+
+
+async def leases(lease: Callable[[], AbstractAsyncContextManager[Reading]]) -> AsyncGenerator[Sequence[Any], None]:
+    """One lease after the other: whoever lost it, or gave it up, waits for it again."""
+    while True:
+        try:
+            async with lease() as reading, aclosing(reading.batches()) as stream:
+                async for batch in stream:
+                    yield batch
+        except LeaseLost as error:
+            logger.warning("%s; waiting for the lease", error)
 
 
 async def merged(streams: Sequence[AsyncGenerator[Sequence[Any], None]]) -> AsyncGenerator[Sequence[Any], None]:

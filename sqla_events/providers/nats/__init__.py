@@ -13,15 +13,16 @@ import datetime as dt
 import hashlib
 import secrets
 import zlib
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from ...config import NatsSettings
-from ...errors import ConfigError, EventError, LeaseLost
+from ...errors import ConfigError, EventError
 from ...provider import Batch, Features, Interest, Message, ProviderContext
-from ...signals import Leased, logger
-from ..log import merged
+from ...signals import Leased
+from ..log import leases, merged
 from .connection import Connection
 from .delivery import NatsDelivery
 from .history import history
@@ -86,7 +87,7 @@ class NatsProvider:
         """Deliver by durable consumers, one for each partition of the group, each read by whoever holds its lease."""
         keys = [f"lease.{self._durable(interest.group, number)}" for number in range(self._config.partitions)]
         among = Share(self._bucket, f"{interest.consumer}-{secrets.token_hex(4)}", keys)
-        streams = [self._partition(interest, among, number) for number in range(self._config.partitions)]
+        streams = [leases(partial(self._partition, interest, among, number)) for number in range(self._config.partitions)]
         async with aclosing(merged(streams)) as stream:
             async for batch in stream:
                 yield batch
@@ -106,23 +107,15 @@ class NatsProvider:
 
     # One partition -----------------------------------------------------------------------------------------------
 
-    async def _partition(
-        self, interest: Interest, among: Share, number: int
-    ) -> AsyncGenerator[Sequence[NatsDelivery], None]:
-        """One lease after the other: whoever lost it, or gave it up, waits for it again."""
-        while True:
-            about = Leased(interest.group, number, 0, held=True)
-            lease = await Lease(among, among.keys[number], self._config.lease, about, self._context.signals).taken()
-            try:
-                await self._check_partitions(interest.group)
-                puller = Puller(self._jetstream, self._bucket, self.dead_letters, lease, self._pulling(interest, number))
-                async with aclosing(puller.batches()) as stream:
-                    async for batch in stream:
-                        yield batch
-            except LeaseLost as error:
-                logger.warning("%s; waiting for the lease", error)
-            finally:
-                await lease.release()
+    @asynccontextmanager
+    async def _partition(self, interest: Interest, among: Share, number: int) -> AsyncIterator[Puller]:
+        about = Leased(interest.group, number, 0, held=True)
+        lease = await Lease(among, among.keys[number], self._config.lease, about, self._context.signals).taken()
+        try:
+            await self._check_partitions(interest.group)
+            yield Puller(self._jetstream, self._bucket, self.dead_letters, lease, self._pulling(interest, number))
+        finally:
+            await lease.release()
 
     async def _check_partitions(self, group: str) -> None:
         """A group's events must not be split in two ways at the same time.

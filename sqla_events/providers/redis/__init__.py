@@ -16,16 +16,14 @@ import datetime as dt
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
-from ...errors import LeaseLost
 from ...provider import Batch, Features, Interest, Kept, Message, ProviderContext
-from ...signals import logger
-from ..log import merged
+from ..log import leases, merged
 from .consuming import Part, Room, available, held, left
 from .delivery import RedisDelivery
 from .history import history
-from .keys import Keys
 from .layout import Layout
 from .letters import RedisDeadLetters
 from .link import Link
@@ -90,24 +88,12 @@ class RedisProvider:
         owner = f"{interest.consumer}-{secrets.token_hex(4)}"
         parts = [Part(interest, partition, owner, self._config.lease) for partition in range(keys.partitions)]
         try:
-            async with aclosing(merged([self._share(keys, part, room) for part in parts])) as stream:
+            shares = [leases(partial(held, self._link, keys, part, room, self._signals)) for part in parts]
+            async with aclosing(merged(shares)) as stream:
                 async for batch in stream:
                     yield batch
         finally:
             await left(self._link, keys, interest.group, owner)
-
-    async def _share(self, keys: Keys, part: Part, room: Room) -> AsyncGenerator[Sequence[RedisDelivery], None]:
-        """One lease after the other: whoever lost it, or gave it up, waits for it again."""
-        while True:
-            try:
-                async with (
-                    held(self._link, keys, part, room, self._signals) as share,
-                    aclosing(share.batches()) as stream,
-                ):
-                    async for batch in stream:
-                        yield batch
-            except LeaseLost as error:
-                logger.warning("%s; waiting for the lease", error)
 
     async def close(self) -> None:
         """Let go of every connection; consumers have written what they settled when their iterators were closed."""
