@@ -70,7 +70,8 @@ class ColumnCodec:
         self._loaders: dict[Any, Form] = {}
         self.enum = kind.enum_class if isinstance(kind, sa.Enum) else None
         self.expected, self.code, self.form = self._usual()
-        self.plain = self.expected if self.bind is None and self.expected in _AS_IS else _Nothing
+        exact = self.expected in _AS_IS and not getattr(kind, "timezone", False)  # the encoder rounds offsets to minutes
+        self.plain = self.expected if self.bind is None and exact else _Nothing
         """Values of exactly this type go into the JSON as they are: the encoder's form is ours."""
         self.none = self.bind is None and not self.is_json
         """None is NULL, and null."""
@@ -232,6 +233,10 @@ def _version(table: sa.Table) -> int:
     return version
 
 
+Stored = frozenset[tuple[str, str | None]]
+"""Columns' names, each with the type that PostgreSQL stores; see within._LOOK."""
+
+
 class TableCodec:
     """All columns of a table that events may show."""
 
@@ -268,10 +273,10 @@ class TableCodec:
         where these are the keys."""
         self.programs: ByIdentity[Any] = ByIdentity()
         """By compiled statement: plan.Program."""
-        self.frames: ByIdentity[dict[str | None, Any]] = ByIdentity()
-        """By compiled statement, and by schema: how it writes its events itself, within.Frame."""
-        self.stored: dict[str | None, dict[str, str]] = {}
-        """By schema: the types that PostgreSQL stores, by column name."""
+        self.frames: ByIdentity[dict[Stored, Any]] = ByIdentity()
+        """By compiled statement, and by what is stored: how it writes its events itself, within.Frame."""
+        self.stored: dict[str | None, Stored] = {}
+        """By schema. Alike ones are the same: there may be thousands of schemas."""
         self.placeholder = placeholder
         self.cascades: dict[str, str] = {}
         """What the database itself changes when a row goes, for events that say so: table -> action of its foreign key."""

@@ -108,7 +108,12 @@ def _beyond(value: str) -> str:
     return f"{value} IN ('NaN', 'Infinity', '-Infinity')"
 
 
-_floats = _plain(_float, {"float": _beyond})
+def _floats(codec: ColumnCodec, dialect: Any) -> Exact:
+    """asyncpg has all digits whatever the session says; psycopg takes the text as it is."""
+    special = {"float": _beyond}
+    if dialect.driver == "asyncpg":
+        return Exact(Form(codec.name, _float, {}, special), lambda _: "current_setting('extra_float_digits')::integer < 1")
+    return Exact(Form(codec.name, _float, {}, special))
 
 
 def _single(codec: ColumnCodec, dialect: Any) -> Exact | None:

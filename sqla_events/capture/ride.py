@@ -28,9 +28,16 @@ CHUNK = 1000
 
 
 def old_rides(plan: Plan, dialect: Any) -> bool:
-    """Whether RETURNING can tell the row as it was: PostgreSQL 18's ``old``, unless the table itself is called that."""
+    """Whether RETURNING can tell the row as it was: PostgreSQL 18's ``old``, unless a table of the statement is called that."""
     recent = dialect.name == "postgresql" and (dialect.server_version_info or (0,)) >= (18,)
-    return recent and str(plan.statement.table.name).lower() not in ("old", "new")
+    return recent and not any(str(getattr(table, "name", "")).lower() in ("old", "new") for table in _tables(plan))
+
+
+def _tables(plan: Plan) -> list[Any]:
+    """Those that the names in RETURNING may mean: the target, and what stands in FROM or USING."""
+    state = None if plan.context is None else plan.context.compiled.dml_compile_state
+    others = [one for table in getattr(state, "_extra_froms", ()) for one in (table, *table._from_objects)]
+    return [plan.statement.table, *others]
 
 
 def can_return(plan: Plan, dialect: Any) -> bool:

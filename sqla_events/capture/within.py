@@ -21,6 +21,7 @@ RETURNING that rides along. What varies with the execution (who did it, metadata
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ from ..errors import CaptureError
 from ..event import new_id
 from ..schema import Names
 from . import ride
-from .codec import Loaded
+from .codec import Loaded, Stored
 from .exact import TIMESTAMPTZ, Exact, exact
 from .forms import Parts, literal, object_of, special_types, unquoted
 from .kept import ByIdentity
@@ -96,6 +97,8 @@ class Writer:
     def __init__(self, names: Names, limit: int | None, old_values: str, shared: Shared, drain: Callable[[Connection], None]) -> None:
         self._names = names
         self._log = names.qualified(names.events)
+        self._refused = re.compile(rf'relation "(?:[^"]*\.)?{(name := re.escape(names.events))}"|(?:table|sequence) {name}(?:_seq_seq)?\b')
+        """What PostgreSQL says of the log itself, and not of something else that is called alike."""
         self._limit = limit
         self._before = old_values != "never"
         self._shared = shared
@@ -114,9 +117,9 @@ class Writer:
             and not (executemany or plan.own or plan.shape.upsert or plan.reached or plan.codec.cascades)
             and plan.verb in plan.codec.operations
             and not context._is_server_side
-            and len(context.compiled_parameters[0]) < MOST_PARAMETERS
             and not context.compiled.effective_returning
             and not context.compiled.ctes
+            and not context.execution_options.get("no_parameters")  # then nobody halves what is doubled for parameters
             and (not wants_old or ride.old_rides(plan, dialect))
         )
 
@@ -126,16 +129,17 @@ class Writer:
         What was captured before it is written now, so that it comes before it in the log.
         """
         schema = plan.table.schema if plan.translate is None else plan.translate.get(plan.table.schema, plan.table.schema)
+        stored = self._stored(connection, plan, schema)
+        if stored is None:
+            return None
         frames = plan.codec.frames.get(context.compiled, _no_frames)
-        if schema not in frames:
-            stored = self._stored(connection, plan, schema)
-            if stored is None:
-                return None
-            made = _Frame(plan, context, stored, self._before)
-            frames[schema] = made.frame(self._log, self._limit) if made.covered else None
-        frame = frames[schema]
-        plan.frame = frame
+        if stored not in frames:
+            made = _Frame(plan, context, dict(stored), self._before)
+            frames[stored] = made.frame(self._log, self._limit) if made.covered else None
+        frame = plan.frame = frames[stored]
         if frame is None or (frame.rows is not None and frame.rows < FEW):
+            return None
+        if len(parameters) >= MOST_PARAMETERS or not _plain_literals(connection):
             return None
         if frame.zoned and not _zone_is_known(connection):
             return None
@@ -152,19 +156,21 @@ class Writer:
 
     # Frames ------------------------------------------------------------------------------------------------------
 
-    def _stored(self, connection: Connection, plan: Plan, schema: str | None) -> dict[str, str] | None:
+    def _stored(self, connection: Connection, plan: Plan, schema: str | None) -> Stored | None:
         """What the database stores in each column of the table; nothing of one that cannot be written in a WITH.
 
         None in a transaction that has failed: the statement will say so.
         """
-        if schema in plan.codec.stored:
-            return plan.codec.stored[schema]
+        known = plan.codec.stored
+        if schema in known:
+            return known[schema]
         name = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, plan.table.name) if part)
         cursor = connection.connection.cursor()
         try:
             cursor.execute(_LOOK.format(table=literal(name), log=literal(self._log)))
-            found = plan.codec.stored[schema] = dict(tuple(row) for row in cursor.fetchall())
-            return found
+            found = frozenset(tuple(row) for row in cursor.fetchall())
+            known[schema] = next((one for one in list(known.values()) if one == found), found)
+            return known[schema]
         except connection.dialect.loaded_dbapi.Error:
             return None
         finally:
@@ -181,17 +187,17 @@ class Writer:
         if shown is not None:
             shown.statement, shown.params = plan.within.own_sql, plan.within.own_parameters
         code, name = str(getattr(error, "sqlstate", "")), self._names.events
-        if code.startswith("42"):  # perhaps a column's type has changed: look again
+        if code.startswith(("42", "0A")):  # perhaps a column's type has changed, or the table has a rule: look again
             plan.codec.frames = ByIdentity()
             plan.codec.stored.clear()
-        if code.startswith(("42", "23514")) and name in str(error) and plan.table.name != name:
+        if code.startswith(("42", "23514")) and self._refused.search(str(error)) and plan.table.name != name:
             raise CaptureError(
                 f"events could not be written to {self._log}: {error}; "
                 "if the table is missing or outdated, run: sqla-events migrate URL"
             ) from error
 
 
-def _no_frames(_: Any) -> dict[str | None, Frame | None]:
+def _no_frames(_: Any) -> dict[Stored, Frame | None]:
     return {}
 
 
@@ -200,6 +206,14 @@ FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_attribute AS a ON a.attrelid = 
 WHERE c.oid = pg_catalog.to_regclass({table}) AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relhasrules
 AND a.attnum > 0 AND NOT a.attisdropped AND (t.typtype = 'e' OR t.typnamespace = 'pg_catalog'::regnamespace)
 AND pg_catalog.has_table_privilege(pg_catalog.to_regclass({log}), 'INSERT')"""
+
+
+def _plain_literals(connection: Connection) -> bool:
+    """Whether a backslash in a literal is one: a session can change what the dialect has found."""
+    raw: Any = connection.connection.driver_connection
+    name = "standard_conforming_strings"
+    said = raw.info.parameter_status(name) if hasattr(raw, "info") else getattr(raw.get_settings(), name)
+    return str(said) == "on"
 
 
 def _zone_is_known(connection: Connection) -> bool:
@@ -223,7 +237,7 @@ def _bound(dialect: Any, parameters: Any, extra: tuple[Any, ...]) -> tuple[list[
 class _Frame:
     """Puts a frame together."""
 
-    def __init__(self, plan: Plan, context: Any, stored: Mapping[str, str], before: bool) -> None:
+    def __init__(self, plan: Plan, context: Any, stored: Mapping[str, str | None], before: bool) -> None:
         self._plan, self._context, self._codec = plan, context, plan.codec
         changed = changed_keys(plan) if plan.verb == "update" else frozenset()
         self._stored = stored
@@ -239,9 +253,9 @@ class _Frame:
         self._key_exacts = self._exact(stored, shown=False)
         self._sides = self._which(has_old, before)
 
-    def _exact(self, stored: Mapping[str, str], *, shown: bool) -> dict[str, Exact | None]:
+    def _exact(self, stored: Mapping[str, str | None], *, shown: bool) -> dict[str, Exact | None]:
         dialect, columns = self._context.dialect, self._codec.columns if shown else self._codec.key_codecs
-        return {key: exact(codec, dialect, stored.get(codec.name, ""), shown=shown) for key, codec in columns.items()}
+        return {key: exact(codec, dialect, stored.get(codec.name) or "", shown=shown) for key, codec in columns.items()}
 
     def _which(self, has_old: bool, before: bool) -> dict[str, list[str]]:
         """Side of the payload -> what of ``ride`` it shows."""
@@ -283,6 +297,8 @@ class _Frame:
     def frame(self, log: str, limit: int | None) -> Frame | None:
         """All of it; None where rows might come back that have to keep their place in the order."""
         doubts = self._doubts()
+        if not self.ride:
+            return None
         if (doubts or limit is not None) and self._plan.verb == "update" and ride.moves(self._plan):
             return None
         columns = ride.columns(self._plan, self._context, ride.compiled_target(self._context), self.ride)
@@ -391,5 +407,6 @@ def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> Iterator[list[dict[
             yield ride.loaded(plan, rows, 2, codes)
     plan.carried = total - travelled
     context.cursor_fetch_strategy = strategies._NO_CURSOR_DML
-    if not context.isinsert or context.execution_options.get("preserve_rowcount"):  # SQLAlchemy asks no more often
+    asked = not context.isinsert or context.execution_options.get("preserve_rowcount")
+    if asked or context.dialect.driver == "asyncpg":  # whose cursor tells of an INSERT too, where psycopg's is closed then
         context._rowcount = total
