@@ -126,6 +126,7 @@ class Capture:
 
     def _commit_events(self, connection: Connection, buffer: Buffer) -> None:
         try:
+            self._refuse_loss(buffer)
             self._drain(connection, buffer)
         except BaseException:
             # SQLAlchemy takes a transaction whose commit hook raised for over and gives its connection back as it is:
@@ -139,7 +140,12 @@ class Capture:
             _committed.set((*_committed.get(), buffer.after))
         buffer.clear()
 
+    def _refuse_loss(self, buffer: Buffer) -> None:
+        if buffer.written.lost:
+            raise CaptureError("a write of this transaction has no event, as an earlier error says: it cannot be committed")
+
     def _prepare_twophase(self, connection: Connection, xid: Any) -> None:
+        self._refuse_loss(buffer_of(connection))
         self._drain(connection, buffer_of(connection))
 
     def _commit_twophase(self, connection: Connection, xid: Any, is_prepared: bool) -> None:
@@ -203,7 +209,11 @@ class Capture:
         if not buffer.rows:
             return
         rows, buffer.rows = buffer.rows, []
-        outbox.write(connection, self._tables, rows)
+        try:
+            outbox.write(connection, self._tables, rows)
+        except BaseException:
+            buffer.written.lost = True
+            raise
 
     def drain(self, connection: Connection) -> None:
         """Write what is captured and not written yet, so that what follows comes after it in the log."""
@@ -214,6 +224,8 @@ class Capture:
         buffer.rows += events
         buffer.written.add_all(events, with_ids=self._wants_ids)
         full = len(buffer.rows) >= self._drain_at or plan.table.name in self._marks.known  # what its trigger writes comes after
+        if any(getattr(outer, "within", None) for outer in buffer.plans if outer is not plan):
+            full = True  # a listener has written it before a statement runs that writes its own events
         if full and plan.verb != "read":  # a result is being fetched: its connection is busy
             self._drain(connection, buffer)
 

@@ -28,6 +28,8 @@ class Written(msgspec.Struct, eq=False):
     counts: dict[str, int] = {}
     ids: list[tuple[Any, str]] = []
     """(id, type) of those whose handlers somebody waits for."""
+    lost: bool = False
+    """A write is done, and what should become of it in the log has failed: the transaction must not commit."""
 
     def add(self, event_type: str, event_id: Any = None, count: int = 1) -> None:
         """One more, or as many as a statement has written itself; with its id where somebody waits for it."""
@@ -47,7 +49,7 @@ class Written(msgspec.Struct, eq=False):
 
     def copy(self) -> Written:
         """As it is now: for a savepoint."""
-        return Written(dict(self.counts), list(self.ids))
+        return Written(dict(self.counts), list(self.ids), self.lost)
 
 
 class Buffer(msgspec.Struct, eq=False):
@@ -78,10 +80,10 @@ class Buffer(msgspec.Struct, eq=False):
         self.rows.clear()
         self.plans.clear()
         self.states.clear()
-        if self.written.counts:
+        if self.written.counts or self.written.lost:
             self.written = Written()  # whoever was told of a COMMIT has the old one
         self.marks.clear()
-        self.guarded = self.told = False
+        self.guarded = self.told = self.checked = False
 
     def refuse_autocommit(self, connection: Connection) -> None:
         """:raises CaptureError: if every statement commits by itself: the event could be lost or lie."""

@@ -214,9 +214,13 @@ class Listener:
         for given, raw in zip(context.compiled_parameters, parameters, strict=True):
             plan.before = present_rows(connection, plan, context, given)
             context.dialect.do_execute(dbapi_cursor, sql, raw, context)
-            for rows in ride.take_off(plan, dbapi_cursor, context):
-                done += len(rows)
-                self._came_back(connection, buffer, plan, rows)
+            try:
+                for rows in ride.take_off(plan, dbapi_cursor, context):
+                    done += len(rows)
+                    self._came_back(connection, buffer, plan, rows)
+            except BaseException:
+                buffer.written.lost = True
+                raise
         context._rowcount = done
 
     # After -------------------------------------------------------------------------------------------------------
@@ -230,6 +234,15 @@ class Listener:
         if buffer.guarded:
             self._marks.done(connection)
         plan = buffer.plan_of(context)
+        if plan is None:
+            return
+        try:
+            self._take_off(connection, buffer, plan, dbapi_cursor, context)
+        except BaseException:
+            buffer.written.lost = True
+            raise
+
+    def _take_off(self, connection: Connection, buffer: Buffer, plan: Any, dbapi_cursor: Any, context: Any) -> None:
         if isinstance(plan, ctes.Caught):
             found, dbapi_cursor = ctes.take_off(buffer.plans.pop(), dbapi_cursor)
             for one, rows in found:
@@ -263,6 +276,13 @@ class Listener:
             self._done(connection, buffer, plan, result.context)
 
     def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
+        try:
+            self._written(connection, buffer, plan, context)
+        except BaseException:
+            buffer.written.lost = True
+            raise
+
+    def _written(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
         rows: Iterable[Row] = ()
         verb = plan.shape.verb
         if plan.whole:
