@@ -27,7 +27,7 @@ from ..settings import (
     shown,
 )
 from ..wire import WireSettings
-from .sources import from_url, given_by, merged
+from .sources import from_url, given_by, merged, variables
 
 
 @dataclass(frozen=True)
@@ -262,4 +262,9 @@ class Config(Section):
             return source
         if "://" in str(given.get("provider")):
             given = from_url(given)
-        return cls.read(given)
+        try:
+            return cls.read(given)
+        except ConfigError as error:
+            if source is None and (names := variables()):  # nobody wrote 'port'; Kubernetes makes variables for its services
+                raise ConfigError(f"{error}; the environment has {', '.join(names)}") from None
+            raise

@@ -149,10 +149,14 @@ def _variable(match: re.Match[str]) -> str:
 def _environment() -> dict[str, Any]:
     """Sorted, so that a section's own variable (which is an error) comes before those of its settings."""
     given: dict[str, Any] = {}
-    for name in sorted(os.environ):
-        if name.startswith(PREFIX):
-            outer, _, inner = name.removeprefix(PREFIX).lower().partition("__")
-            holder, key = (given.setdefault(outer, {}), inner) if inner else (given, outer)
-            if isinstance(holder, dict):
-                holder[key] = os.environ[name]
+    for name in variables():
+        outer, _, inner = name.removeprefix(PREFIX).lower().partition("__")
+        holder, key = (given.setdefault(outer, {}), inner) if inner else (given, outer)
+        if isinstance(holder, dict):
+            holder[key] = os.environ[name]
     return given
+
+
+def variables() -> list[str]:
+    """Names of the environment variables that are settings."""
+    return sorted(name for name in os.environ if name.startswith(PREFIX))

@@ -120,9 +120,10 @@ def test_an_unset_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_environment_variable_that_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typing error there is an error here."""
+    """A typing error there is an error here, which names the variables, since nobody wrote the setting."""
     monkeypatch.setenv("SQLA_EVENTS_WORKERS", "4")
     assert "'workers'" in message(None)
+    assert message(None).endswith("; the environment has SQLA_EVENTS_WORKERS")
     monkeypatch.delenv("SQLA_EVENTS_WORKERS")
     monkeypatch.setenv("SQLA_EVENTS_RETRY_POLICY", "5")
     monkeypatch.setenv("SQLA_EVENTS_RETRY_POLICY__MAX_RETRIES", "5")
