@@ -59,7 +59,7 @@ for _command in (
 
 @main.command()
 def settings() -> None:
-    """Print every setting with its default and meaning, as Markdown."""
+    """Print every setting, its default and meaning (Markdown)."""
     click.echo(reference(Config))
 
 

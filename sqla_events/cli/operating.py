@@ -17,7 +17,9 @@ from .target import broker_of
 @click.command()
 @configured
 def relay(url: str, **options: Any) -> None:
-    """Carry events from the log to Redis or NATS, and to each of `destinations`, until SIGINT or SIGTERM.
+    """Carry events from the log to Redis, NATS and destinations.
+
+    Until SIGINT or SIGTERM. What is configured as provider and as `destinations` gets every event.
 
     Run as many as you like: as many work as the setting `partitions` says, the others stand by.
     """
@@ -38,7 +40,10 @@ def relay(url: str, **options: Any) -> None:
 @click.command()
 @configured
 def status(url: str, **options: Any) -> None:
-    """Show how far every consumer group is: events to do, the age of the oldest, events a second, dead letters."""
+    """Show how far every consumer group is.
+
+    Events to do, the age of the oldest, events a second, those that are tried again, dead letters, who holds the lease.
+    """
     with broker_of(url, **options) as broker:
         stats = broker.stats()
     print_table(("group", "partition", "lag events", "lag seconds", "rate", "retrying", "dead", "owner"), list(map(_status, stats)))
@@ -86,7 +91,11 @@ def _on_a_subscription(command: Command) -> Command:
 @click.command()
 @_on_a_subscription
 def pause(url: str, subscription: str, group: str | None, **options: Any) -> None:
-    """Have every process with this database hold a subscription's events back, until it is resumed."""
+    """Hold back the events of a subscription.
+
+    In every process with this database, until it is resumed. The name is the subscription's, or its module and function; a
+    process that has no such subscription logs a warning.
+    """
     with broker_of(url, **options) as broker:
         broker.pause(subscription, group, everywhere=True)
     click.echo(f"paused: {subscription}")
