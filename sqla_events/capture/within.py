@@ -212,7 +212,7 @@ def _plain_literals(connection: Connection) -> bool:
     """Whether a backslash in a literal is one: a session can change what the dialect has found."""
     raw: Any = connection.connection.driver_connection
     name = "standard_conforming_strings"
-    said = raw.info.parameter_status(name) if hasattr(raw, "info") else getattr(raw.get_settings(), name)
+    said = raw.info.parameter_status(name) if hasattr(raw, "info") else getattr(raw.get_settings(), name, None)
     return str(said) == "on"
 
 
