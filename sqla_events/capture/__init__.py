@@ -237,7 +237,8 @@ class Capture:
         message = f"{reason} writes to {table!r} and is not captured: {statement[:200]}"
         if self._settings.on_gap == "raise":
             raise CaptureError(
-                f"{message}; write it with insert(), update() or delete(), or set capture.on_gap to 'warn' or 'ignore'"
+                f"{message}; write it with insert(), update() or delete(), make an event trigger for the table, "
+                "or set capture.on_gap to 'warn' or 'ignore'"
             )
         logger.warning("%s", message)
 
