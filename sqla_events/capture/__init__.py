@@ -141,7 +141,7 @@ class Capture:
         buffer.clear()
 
     def _refuse_loss(self, buffer: Buffer) -> None:
-        if buffer.written.lost:
+        if buffer.lost:
             raise CaptureError("a write of this transaction has no event, as an earlier error says: it cannot be committed")
 
     def _prepare_twophase(self, connection: Connection, xid: Any) -> None:

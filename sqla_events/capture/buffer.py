@@ -75,6 +75,11 @@ class Buffer(msgspec.Struct, eq=False):
         plans = self.plans
         return plans[-1] if plans and plans[-1].context is context else None
 
+    @property
+    def lost(self) -> bool:
+        """Whether something is written that has no event: an error came in between, a listener's too, and was caught."""
+        return self.written.lost or any(getattr(plan, "ran", False) for plan in self.plans)
+
     def clear(self) -> None:
         """Forget everything: the transaction is over."""
         self.rows.clear()

@@ -219,10 +219,10 @@ def _moment(value: str, pattern: str, zone: str = "") -> str:
 
 
 def _interval(value: str) -> str:
-    """Months and years have as many days as the drivers give them."""
+    """Months and years have as many days as the drivers give them. Before PostgreSQL 14 extract gives a double."""
     seconds = (
-        f"(extract(year FROM {value}) * 365 + extract(month FROM {value}) * 30 + extract(day FROM {value})) * 86400 "
-        f"+ extract(hour FROM {value}) * 3600 + extract(minute FROM {value}) * 60 + extract(second FROM {value})"
+        f"(extract(year FROM {value})::numeric * 365 + extract(month FROM {value})::numeric * 30 + extract(day FROM {value})::numeric) * 86400 "
+        f"+ extract(hour FROM {value})::numeric * 3600 + extract(minute FROM {value})::numeric * 60 + extract(second FROM {value})::numeric"
     )
     rest = "CASE WHEN s = 0 THEN '0D' WHEN s % 86400 <> 0 THEN 'T' || trim_scale(s % 86400) || 'S' ELSE '' END"
     days = "CASE WHEN s >= 86400 THEN trunc(s / 86400) || 'D' ELSE '' END"

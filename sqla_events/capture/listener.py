@@ -238,6 +238,7 @@ class Listener:
             return
         try:
             self._take_off(connection, buffer, plan, dbapi_cursor, context)
+            plan.ran = True
         except BaseException:
             buffer.written.lost = True
             raise
@@ -335,6 +336,8 @@ class Listener:
             buffer.plans.pop()
             if self._writer is not None and getattr(plan, "within", None):
                 self._writer.failed(plan, context)
+            if not isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error) and execution.cursor.rowcount > 0:
+                buffer.written.lost = True  # a listener's error, after the statement
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
 

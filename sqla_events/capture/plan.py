@@ -267,6 +267,8 @@ class Plan(msgspec.Struct, eq=False):
     """It writes its events itself: within.Within."""
     frame: Any = None
     """What would stand around it for that: within.Frame, where it can."""
+    ran: bool = False
+    """The statement has been executed."""
     carried: int = 0
     """How many it has written."""
     own: bool = False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,7 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqla_events import CaptureError, install_crud_hooks
-from sqla_events.capture import within
+from sqla_events.capture import forms, within
+from sqla_events.capture.codec import ColumnCodec
 from tests.capture.conftest import Stage
 
 metadata = sa.MetaData()
@@ -109,6 +112,33 @@ def test_autocommit_from_the_second_transaction_on(made: Stage) -> None:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         with pytest.raises(CaptureError, match="AUTOCOMMIT"):
             connection.execute(things.insert(), {"id": 6, "x": "b"})
+
+
+@pytest.mark.parametrize("name", ["before_cursor_execute", "after_cursor_execute", "after_execute"])
+def test_the_error_of_another_listener(made: Stage, name: str) -> None:
+    """After the write, in front of ours, and caught: its event is not made; before the write there is nothing to lose."""
+
+    def fail(*given: Any) -> None:
+        if "wrong" in str(given):
+            raise ZeroDivisionError
+
+    first = name != "before_cursor_execute"
+    if first:
+        sa.event.listen(made.engine, name, fail)
+    made.hook()
+    if not first:
+        sa.event.listen(made.engine, name, fail)
+    with made.engine.begin() as connection:
+        with pytest.raises(ZeroDivisionError), connection.begin_nested():
+            connection.execute(things.insert(), {"id": 4, "x": "wrong"})
+        connection.execute(things.insert(), {"id": 5, "x": "b"})
+    with nullcontext() if not first else pytest.raises(CaptureError, match="cannot be committed"), made.engine.begin() as connection:
+        with pytest.raises(ZeroDivisionError):
+            connection.execute(things.insert(), {"id": 6, "x": "wrong"})
+        connection.execute(things.insert(), {"id": 7, "x": "c"})
+    with made.engine.connect() as connection:
+        found = [str(key) for key in connection.scalars(sa.select(things.c.id).where(things.c.id > 3))]
+    assert [one[1] for one in told(made)] == found == (["5"] if first else ["5", "7"])
 
 
 def test_offsets_with_seconds(made: Stage) -> None:
@@ -233,6 +263,16 @@ def test_thousands_of_schemas(on_postgres: Stage) -> None:
     assert len(codec.stored) == 5
     assert len({id(stored) for stored in codec.stored.values()}) == 1
     assert [len(frames) for _, frames in codec.frames._kept.values()] == [1]
+
+
+def test_intervals_before_postgresql_14(on_postgres: Stage) -> None:
+    """Whose extract gives a double, as date_part does everywhere."""
+    codec = ColumnCodec(sa.Column("x", sa.Interval), on_postgres.engine.dialect)
+    sql = re.sub(r"extract\((\w+) FROM v\)", r"date_part('\1', v)", forms.open_form(codec, on_postgres.engine.dialect).text("v"))
+    assert "date_part" in sql
+    with on_postgres.engine.connect() as connection:
+        read = f"SELECT {sql} FROM (VALUES (interval '800000 days 2.000001 seconds')) AS a (v)"
+        assert connection.exec_driver_sql(read, execution_options={"no_parameters": True}).scalar() == '"P800000DT2.000001S"'
 
 
 def test_on_asyncpg(on_postgres: Stage) -> None:
