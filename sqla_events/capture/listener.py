@@ -238,7 +238,9 @@ class Listener:
             return
         try:
             self._take_off(connection, buffer, plan, dbapi_cursor, context)
-            plan.ran = True
+            for one in buffer.plans[-1:]:
+                if isinstance(one, Plan) and one.context is context:  # CTEs that were caught are told already
+                    one.ran = True
         except BaseException:
             buffer.written.lost = True
             raise
