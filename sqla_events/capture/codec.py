@@ -389,13 +389,18 @@ class TableCodec:
 
     def _key_form(self, name: str, value: Any) -> str | None:
         form = self._key_value(name, value)
-        return None if form is None else str(form)
+        return None if form is None else bytes(form).decode() if type(form) is msgspec.Raw else str(form)
 
     def _key_value(self, name: str, value: Any) -> Any:
         codec = self.key_codecs[name]
         bound = type(value) is not Loaded
-        return self._lowered(codec, value if bound else value.value, "key", {}, bound)
+        form = self._lowered(codec, value if bound else value.value, "key", {}, bound)
+        return _sorted(form) if type(form) is msgspec.Raw else form
 
+
+def _sorted(form: msgspec.Raw) -> msgspec.Raw:
+    """JSON as a key: the same whoever wrote it, the application or jsonb."""
+    return msgspec.Raw(json.dumps(json.loads(bytes(form)), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def _triggered(table: sa.Table, dialect: Dialect) -> dict[str, bool]:

@@ -238,9 +238,6 @@ class Listener:
             return
         try:
             self._take_off(connection, buffer, plan, dbapi_cursor, context)
-            for one in buffer.plans[-1:]:
-                if isinstance(one, Plan) and one.context is context:  # CTEs that were caught are told already
-                    one.ran = True
         except BaseException:
             buffer.written.lost = True
             raise
@@ -251,7 +248,9 @@ class Listener:
             for one, rows in found:
                 self._tell(connection, buffer, one, whole_rows(one, rows))
             plan = buffer.plan_of(context)
-        if plan is not None and (plan.ride or plan.within) and not plan.own:
+        if plan is None:
+            return
+        if (plan.ride or plan.within) and not plan.own:
             take_off = within.take_off if plan.within else ride.take_off
             came = 0
             for rows in take_off(plan, dbapi_cursor, context):
@@ -261,6 +260,7 @@ class Listener:
                 buffer.written.add(plan.within.type, count=plan.carried)
             if plan.frame:
                 plan.frame.rows = came + plan.carried
+        plan.ran = True
 
     def _came_back(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]) -> None:
         if not plan.whole:
@@ -338,7 +338,7 @@ class Listener:
             buffer.plans.pop()
             if self._writer is not None and getattr(plan, "within", None):
                 self._writer.failed(plan, context)
-            if not isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error) and execution.cursor.rowcount > 0:
+            if not isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error) and _has_run(execution.cursor):
                 buffer.written.lost = True  # a listener's error, after the statement
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
@@ -351,6 +351,11 @@ class Listener:
             for table in mapper.tables:
                 states[table, state.key[1]] = state
         return EXT_CONTINUE
+
+
+def _has_run(dbapi_cursor: Any) -> bool:
+    """Whether a statement has been executed that may have written something."""
+    return dbapi_cursor is not None and (dbapi_cursor.rowcount > 0 or dbapi_cursor.description is not None)
 
 
 def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> None:

@@ -47,7 +47,8 @@ def _key(plan: Plan, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(plan: Plan, row: Mapping[str, Loaded]) -> tuple[Any, ...]:
-    return tuple(row[name].value for name in plan.codec.key)
+    values = (row[name].value for name in plan.codec.key)
+    return tuple(repr(value) if isinstance(value, (dict, list)) else value for value in values)
 
 
 def _created(plan: Plan, row: dict[str, Loaded]) -> Row:

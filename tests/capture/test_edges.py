@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqla_events import CaptureError, install_crud_hooks
@@ -139,6 +140,18 @@ def test_the_error_of_another_listener(made: Stage, name: str) -> None:
     with made.engine.connect() as connection:
         found = [str(key) for key in connection.scalars(sa.select(things.c.id).where(things.c.id > 3))]
     assert [one[1] for one in told(made)] == found == (["5"] if first else ["5", "7"])
+
+
+def test_a_json_key(made: Stage) -> None:
+    """One text for a row, whoever writes it."""
+    table = sa.Table("documents", sa.MetaData(), sa.Column("doc", sa.JSON().with_variant(JSONB(), "postgresql"), primary_key=True), sa.Column("x", sa.String))
+    table.create(made.engine)
+    made.hook()
+    with made.engine.begin() as connection:
+        connection.execute(table.insert(), {"doc": {"long": [1, "ü"], "b": None}, "x": "a"})
+        connection.execute(table.update().values(x="b"))
+        connection.execute(table.delete())
+    assert [event.key for event in made.events()] == ['{"b":null,"long":[1,"ü"]}'] * 3
 
 
 def test_offsets_with_seconds(made: Stage) -> None:
