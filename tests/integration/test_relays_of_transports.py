@@ -17,7 +17,7 @@ from sqla_events.provider import ProviderContext
 from sqla_events.providers import load
 from sqla_events.signals import Signals
 from tests.log.readers import until
-from tests.log.test_spread import TABLES, Load, Process, cut_into, spread_as
+from tests.log.test_spread import BATCH, TABLES, Load, Process, cut_into, spread_as
 from tests.servers.redis import RedisServer
 
 
@@ -51,7 +51,10 @@ def in_order(events: Sequence[tuple[str, int]]) -> bool:
 
 
 async def test_a_relay_to_redis_is_cut_anew(database: Database, redis: RedisServer) -> None:
-    """1, 3, 2 and 3 partitions, old and new overlapping, one process killed: each event is in the stream exactly once."""
+    """1, 3, 2 and 3 partitions, old and new overlapping, one process killed: each event is in the stream, in order.
+
+    Twice is only what the killed process was publishing: the next cut begins at the positions that the log has.
+    """
     config = Config.load({"provider": "redis", "redis": {"url": redis.url}})
     providers = [load(config, ProviderContext(database, TABLES, str(n), Signals(), Doorbell())) for n in range(9)]
     for provider in providers:
@@ -75,16 +78,18 @@ async def test_a_relay_to_redis_is_cut_anew(database: Database, redis: RedisServ
     for provider in providers:
         await provider.close()
     events = await stored(redis)
-    assert sorted(number for _, number in events) == list(range(load_.count))
-    assert in_order(events)
+    once = list(dict.fromkeys(events))
+    assert sorted(number for _, number in once) == list(range(load_.count))
+    assert in_order(once)
+    assert len(events) - len(once) <= 2 * BATCH  # it had two of the three partitions at most
     assert {part.position.gaps for part in await database.run(groups, TABLES)} == {()}
 
 
 async def more(server: RedisServer) -> None:
-    count = len(await stored(server))
+    count = len(set(await stored(server)))
     await until(lambda: through(server, count + 20))
 
 
 async def through(server: RedisServer, count: int) -> bool:
     await asyncio.sleep(0.05)
-    return len(await stored(server)) >= count
+    return len(set(await stored(server))) >= count

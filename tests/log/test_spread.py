@@ -35,6 +35,7 @@ from tests.log.readers import publish, reading, until
 
 TABLES = Tables()
 KEYS = 8
+BATCH = 20
 
 
 class Transport:
@@ -61,7 +62,7 @@ class Process:
 
     def __init__(self, database: Database, transport: Any, owner: str, partitions: int = 4, **given: Any) -> None:
         given = {"lease": 20.0} | given  # not lost on a machine that is busy otherwise
-        about = ReaderSettings("g", owner, partitions=partitions, batch_size=20, poll_interval=0.02, **given)
+        about = ReaderSettings("g", owner, partitions=partitions, batch_size=BATCH, poll_interval=0.02, **given)
         self._relays = Relays(database, TABLES, transport, about, Signals(), Doorbell())
         self._task = asyncio.create_task(self._relays.run())
 
