@@ -80,7 +80,7 @@ def database(server: PostgresServer, name: str) -> Iterator[tuple[str, sa.Engine
 
 def ours(server: PostgresServer, options: argparse.Namespace) -> Iterator[Figure]:
     """Everything of ours."""
-    redis, nats = RedisServer(), NatsServer()
+    redis, nats = RedisServer(None, "--appendfsync", "everysec"), NatsServer()
     redis.start()
     nats.start()
     with database(server, "backlog") as (url, engine):

@@ -25,7 +25,7 @@ from .settings import ReaderSettings
 from .troubles import insert_into
 
 WINDOW = 10_000
-"""Numbers above the slowest old partition for which a cut knows exactly what is done."""
+"""Numbers above and below the slowest old partition for which a cut knows exactly what is done."""
 
 
 def cut(connection: Connection, tables: Tables, settings: ReaderSettings) -> bool:
@@ -79,15 +79,19 @@ def _cut_anew(connection: Connection, tables: Tables, settings: ReaderSettings, 
 
 
 def remaining(connection: Connection, tables: Tables, old: Sequence[Position]) -> Position:
-    """What a group has done, from what its partitions have: an event counts as its own partition has it."""
+    """What a group has done, from what its partitions have: an event counts as its own partition has it.
+
+    That of another may still have it for a hole, which it was when that one read past it.
+    """
     low = min(one.high for one in old)
     top = min(max(one.high for one in old), low + WINDOW)
     lacking = [upto(union(one.gaps, ((one.high + 1, top),) if one.high < top else ()), top) for one in old]
-    everything: Ranges = ((low + 1, top),) if low < top else ()
-    numbers = partition_numbers(connection, tables, low, top, len(old)) if everything else {}
+    below = joined(piece for one in lacking for piece in upto(one, low))
+    floor = max(below[0][0] - 1, low - WINDOW) if below else low
+    everything: Ranges = ((floor + 1, top),) if floor < top else ()
+    numbers = partition_numbers(connection, tables, floor, top, len(old)) if everything else {}
     pending = ranges_of(seq for seq, number in numbers.items() if contains(lacking[number], seq))
     unseen = subtract(everything, ranges_of(numbers))
     for one in lacking:  # whoever is past a number that cannot be seen has proven it dead
         unseen = subtract(unseen, subtract(everything, one))
-    below = (piece for one in lacking for piece in upto(one, low))
-    return Position(top, joined((*below, *pending, *unseen)))
+    return Position(top, joined((*upto(below, floor), *pending, *unseen)))

@@ -355,13 +355,8 @@ async def test_what_is_done_stays_done_and_nothing_else(database: Database) -> N
         result = await database.run(remaining, TABLES, old)
         assert result.high == top
         for seq in range(1, top + 1):
-            low = min(one.high for one in old)
-            if seq in own and seq > low:
-                assert result.done(seq) == old[own[seq]].done(seq), (of, seq, old)
-            elif seq in own:
-                assert not result.done(seq) or old[own[seq]].done(seq)
-            elif seq > low:
-                assert result.done(seq) == any(one.done(seq) for one in old)
+            done = old[own[seq]].done(seq) if seq in own else any(one.done(seq) for one in old)
+            assert result.done(seq) == done, (of, seq, old)
 
 
 def position(chance: random.Random) -> Position:
@@ -377,6 +372,8 @@ async def test_partitions_far_apart_are_cut_at_the_slowest(database: Database, m
     assert result.high == 30
     own = await database.run(partition_numbers, TABLES, 0, 30, 2)
     assert {seq for seq in range(1, 31) if not result.done(seq)} == {seq for seq, n in own.items() if n == 0 and seq > 20}
+    result = await database.run(remaining, TABLES, [Position(20, ((2, 9), (12, 19))), Position(90)])
+    assert {seq for seq in range(1, 21) if not result.done(seq)} == {*range(2, 10), *(seq for seq in range(12, 20) if own[seq] == 0)}
 
 
 async def test_consumers_of_the_log_share_as_relays_do(database: Database) -> None:

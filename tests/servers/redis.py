@@ -1,4 +1,7 @@
-"""Private Redis servers. What was written survives ``restart``: the append-only file is on."""
+"""Private Redis servers. What was written survives ``restart``: it is in the append-only file before it is answered.
+
+Only a machine without power would lose it. With ``appendfsync everysec`` Redis itself would hold writes back while it syncs.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class RedisServer(Child):
     def command(self) -> list[str | Path]:  # type: ignore[override]
         return [
             *(self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder),
-            *("--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--daemonize", "no"),
+            *("--save", "", "--appendonly", "yes", "--appendfsync", "no", "--daemonize", "no"),
             *self._options,
         ]
 
