@@ -145,14 +145,14 @@ async def test_partitions_are_spread_evenly(redis: RedisServer, client: Redis) -
 
 async def test_a_standby_takes_nothing(redis: RedisServer, client: Redis) -> None:
     """With fewer partitions than consumers, nobody gives up what it has, whoever joins."""
-    async with opened(transport(redis, lease=0.5)) as provider, consuming(provider, consumer="m") as first:
+    async with opened(transport(redis, lease=2.0)) as provider, consuming(provider, consumer="m") as first:
         await publish(provider, *events(1))
         await first.take(1)
         async with consuming(provider, consumer="a"), consuming(provider, consumer="z"):
             async with asyncio.timeout(60):
                 while await client.zcard("{sqla-events}:consumers:group") < 3:
                     await asyncio.sleep(0.01)
-            await asyncio.sleep(1)
+            await asyncio.sleep(3)
             await publish(provider, *events(1, 1))
             await first.take(2)
             assert await client.hget("{sqla-events}:leases:group", "0:epoch") == b"1"
@@ -160,11 +160,11 @@ async def test_a_standby_takes_nothing(redis: RedisServer, client: Redis) -> Non
 
 async def test_a_partition_is_kept_while_something_of_it_is_in_hand(redis: RedisServer) -> None:
     """A consumer that should give it up waits for its handlers, and reads on if they take long."""
-    async with opened(transport(redis, partitions=2, lease=0.5)) as provider, consuming(provider, hold) as first:
+    async with opened(transport(redis, partitions=2, lease=2.0)) as provider, consuming(provider, hold) as first:
         await publish(provider, *events(20, rows=20))
         await first.take(20)
         async with consuming(provider, hold, consumer="two") as second:
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(2.8)
             await publish(provider, *events(20, 20, rows=20))
             await first.take(40)
             assert second.deliveries == []
