@@ -49,8 +49,10 @@ async def test_a_consumer_that_slept_takes_nothing_away(
     monkeypatch.setattr(Share, "_news", lambda share: asyncio.sleep(0.05) if "sleeper" not in share._part.owner else asleep.wait())
     async with opened(transport(redis)) as one, opened(transport(redis)) as two:
         await publish(one, *events(4))
-        async with consuming(one, hold, consumer="sleeper") as sleeper, consuming(two, hold, consumer="heir") as heir:
-            await sleeper.take(4)
+        async with AsyncExitStack() as stack:
+            sleeper = await stack.enter_async_context(consuming(one, hold, consumer="sleeper"))
+            await sleeper.take(4)  # has the lease, before the other one is there
+            heir = await stack.enter_async_context(consuming(two, hold, consumer="heir"))
             await heir.take(4)
             await publish(one, *events(4, 4))
             await heir.take(8)
