@@ -25,7 +25,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from .codec import Loaded, TableCodec
+from .codec import TableCodec
+from .column import Loaded
 from .plan import Plan, Row, Shape
 from .select import matching, present_rows, reserve
 

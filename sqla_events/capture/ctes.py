@@ -25,7 +25,7 @@ from typing import Any
 from sqlalchemy.sql.dml import UpdateBase
 
 from . import ride
-from .codec import Loaded
+from .column import Loaded
 from .plan import Plan, set_columns
 
 _NAME = re.compile(r'([\w$]+|"[^"]+") AS ')

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from .codec import ColumnCodec
+from .column import ColumnCodec
 from .forms import Form, Sql, form_of, literal, open_form, plainly_quoted
 
 TIMESTAMPTZ = "timestamptz"

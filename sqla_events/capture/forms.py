@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql.ranges import AbstractSingleRange
 from sqlalchemy.engine import Dialect
 
 from .. import encoding
-from .codec import REDACTED, ColumnCodec
+from .column import REDACTED, ColumnCodec
 
 Sql = Callable[[str], str]
 """SQL of a value -> SQL of its form."""

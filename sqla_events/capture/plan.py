@@ -13,7 +13,8 @@ from sqlalchemy.sql import dml, operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, Grouping
 from sqlalchemy.sql.lambdas import LambdaElement
 
-from .codec import Loaded, TableCodec
+from .codec import TableCodec
+from .column import Loaded
 from .kept import ByIdentity
 
 VERBS: tuple[tuple[type, str], ...] = ((dml.Insert, "create"), (dml.Update, "update"), (dml.Delete, "delete"))
@@ -266,7 +267,7 @@ class Plan(msgspec.Struct, eq=False):
     within: Any = None
     """It writes its events itself: within.Within."""
     frame: Any = None
-    """What would stand around it for that: within.Frame, where it can."""
+    """What would stand around it for that: frame.Frame, where it can."""
     ran: bool = False
     """The statement has been executed."""
     carried: int = 0

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import cursor
 
-from .codec import Loaded
+from .column import Loaded
 from .plan import Plan
 
 OLD = "old."

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm.base import LoaderCallableStatus
 
 from .buffer import Buffer
-from .codec import MAX_KINDS, SQL_NULL, Loaded
+from .codec import MAX_KINDS
+from .column import SQL_NULL, Loaded
 from .plan import Plan, Row, common
 from .ride import INSERTED, OLD, moves
 

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.types import TypeEngine
 
-from .codec import Loaded, TableCodec
+from .codec import TableCodec
+from .column import Loaded
 from .plan import Plan, Row
 from .ride import as_it_is, compiled_target
 from .rows import key_after

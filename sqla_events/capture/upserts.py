@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from .codec import Loaded
+from .column import Loaded
 from .plan import Plan
 from .select import Values, matching, reserve
 

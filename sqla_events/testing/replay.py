@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect
 
-from ..capture.codec import ColumnCodec
+from ..capture.column import ColumnCodec
 from ..errors import EventError
 from ..event import Event
 

@@ -11,7 +11,8 @@ from sqlalchemy.engine import Dialect
 
 from .. import encoding
 from ..capture.choice import columns
-from ..capture.codec import ColumnCodec, TableCodec
+from ..capture.codec import TableCodec
+from ..capture.column import ColumnCodec
 from ..capture.forms import Form, Parts, form_of, literal, member, object_of, special_types
 from ..capture.marks import PREFIX
 from ..capture.plan import key_columns

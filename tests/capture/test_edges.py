@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqla_events import CaptureError, install_crud_hooks
 from sqla_events.capture import forms, within
-from sqla_events.capture.codec import ColumnCodec
+from sqla_events.capture.column import ColumnCodec
 from tests.capture.conftest import Stage
 
 metadata = sa.MetaData()

@@ -21,7 +21,8 @@ from sqlalchemy.orm import Session
 
 from sqla_events import CaptureError, event_context, install_crud_hooks, triggers
 from sqla_events.capture import within as within_module
-from sqla_events.capture.within import ROWS, Writer
+from sqla_events.capture.frame import ROWS
+from sqla_events.capture.within import Writer
 from tests.capture.conftest import Stage
 from tests.capture.model import Base, Color, Item, Parent, Pet, Seat, Tag, no_key
 from tests.capture.test_write_paths import full

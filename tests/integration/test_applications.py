@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from sqla_events import Event, EventFilter, install_crud_hooks
-from sqla_events.capture.codec import ColumnCodec
+from sqla_events.capture.column import ColumnCodec
 from sqla_events.testing import apply, differences
 
 pytestmark = pytest.mark.filterwarnings("ignore")

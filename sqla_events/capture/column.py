@@ -1,0 +1,221 @@
+"""Values of one column as JSON.
+
+A value stands in an event at the level of its column's SQL type: what a TypeDecorator hands to its implementation, not
+what the application sees. So an encrypted column's event holds ciphertext, and every value has a JSON form. What comes
+back from the driver (RETURNING) is brought to the same level by the implementation type's result processor.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import json
+import re
+import uuid
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import PickleType, TypeDecorator, TypeEngine
+
+from .. import encoding
+
+REDACTED = "[redacted]"
+
+Form = Callable[[Any], Any]
+
+_EXACT: dict[type, tuple[str | None, Form | None]] = {
+    str: (None, None),
+    int: (None, None),
+    bool: (None, None),
+    Decimal: ("decimal", str),
+    uuid.UUID: ("uuid", str),
+    dt.date: ("date", dt.date.isoformat),
+    dt.time: ("time", dt.time.isoformat),
+    dt.datetime: ("datetime", dt.datetime.isoformat),
+    dt.timedelta: ("timedelta", encoding.duration),
+    bytes: ("bytes", encoding.base64_text),
+}
+
+
+_AS_IS = frozenset({str, int, bool, Decimal, uuid.UUID, dt.date, dt.time, dt.datetime, dt.timedelta, bytes})
+
+
+class _Nothing:
+    pass
+
+
+class ColumnCodec:
+    """One column: its usual Python type with a constant form and code, and the general way for everything else."""
+
+    def __init__(self, column: sa.Column[Any], dialect: Dialect) -> None:
+        self.name = str(column.name)  # not SQLAlchemy's quoted_name
+        self.column = column
+        self.bind, kind = _binder(column.type, dialect)
+        self.kind = kind
+        self.is_json = isinstance(kind, sa.JSON)
+        self.dumps: Callable[[Any], str] = getattr(dialect, "_json_serializer", None) or json.dumps
+        self.as_text = self.is_json and dialect.name == "postgresql"
+        """What comes back from the database is asked for as text: drivers make None of a JSON null and of NULL."""
+        self._impl = kind.dialect_impl(dialect)
+        self._dialect = dialect
+        self._loaders: dict[Any, Form] = {}
+        self.enum = kind.enum_class if isinstance(kind, sa.Enum) else None
+        self.expected, self.code, self.form = self._usual()
+        exact = self.expected in _AS_IS and not getattr(kind, "timezone", False)  # the encoder rounds offsets to minutes
+        self.plain = self.expected if self.bind is None and exact else _Nothing
+        """Values of exactly this type go into the JSON as they are: the encoder's form is ours."""
+        self.none = self.bind is None and not self.is_json
+        """None is NULL, and null."""
+        self.null = None if self.none else Loaded(SQL_NULL if self.is_json else None)
+        self.redacted = False
+
+    def redact(self) -> None:
+        """Let no value of this column out."""
+        self.redacted, self.plain = True, _Nothing
+
+    def _usual(self) -> tuple[type | None, str | None, Form | None]:
+        if self.enum is not None:
+            return self.enum, encoding.enum_code(self.enum), lambda member: member.name
+        if self.is_json:
+            return None, None, None
+        try:
+            expected = self.kind.python_type
+        except NotImplementedError:
+            return None, None, None
+        code, form = _EXACT.get(expected, (None, None))
+        return (expected, code, form) if expected in _EXACT else (None, None, None)
+
+    def lower(self, value: Any, pointer: str, types: encoding.Types) -> Any:
+        """The JSON form of a value at the level of the SQL type; ``types`` gets its code unless it is the usual one."""
+        if self.is_json:
+            return self._json(value, pointer, types)
+        if value is None:
+            return None
+        if type(value) is self.expected:
+            return value if self.form is None else self.form(value)
+        return self._unusual(value, pointer, types)
+
+    def _unusual(self, value: Any, pointer: str, types: encoding.Types) -> Any:
+        if self.enum is not None and isinstance(value, str):
+            member = self.kind._object_value_for_elem(value)  # type: ignore[attr-defined]
+            return member.name if isinstance(member, enum.Enum) else value
+        if self.expected is Decimal and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        if self.expected is bytes and isinstance(value, (bytearray, memoryview)):
+            return encoding.base64_text(value)
+        found: encoding.Types = {}
+        lowered = encoding.lower(value, pointer, found)
+        if self.code is not None and not found:
+            found[pointer] = ""  # natural here, although the column's constant code says otherwise
+        types.update(found)
+        return lowered
+
+    def _json(self, value: Any, pointer: str, types: encoding.Types) -> Any:
+        if value is sa.JSON.NULL or (value is None and not getattr(self.kind, "none_as_null", False)):
+            types[pointer] = "jsonnull"
+            return None
+        if value is None:
+            return None
+        return _strict(str(value) if type(value) is JsonText else self.dumps(value), pointer, types)
+
+    def loader(self, code: Any) -> Form:
+        """What brings a value that the driver returned with this type code to the level of the SQL type."""
+        try:
+            return self._loaders[code]
+        except KeyError:
+            loader = self._loaders[code] = self._loader(self._impl.result_processor(self._dialect, code))
+            return loader
+
+    def _loader(self, load: Form | None) -> Form:
+        null = SQL_NULL if self.is_json else None
+        if self.as_text:
+            return _json_text
+        if load is None and isinstance(self.kind, sa.Float):  # SQLite's RETURNING tells 2 of a stored 2.0
+            return lambda raw: float(raw) if type(raw) is int else raw
+        if load is None:
+            return lambda raw: null if raw is None else raw
+        return lambda raw: null if raw is None else load(raw)
+
+
+_SUSPICIOUS = re.compile(r"NaN|Infinity|\\u[dD]|[eE][+-]?\d{3}|\d{200}")
+
+
+def _strict(text: str, pointer: str, types: encoding.Types) -> Any:
+    """The text itself, unless no reader takes it: what the serializer makes of NaN, numbers beyond a float, half a character."""
+    if _SUSPICIOUS.search(text):
+        try:
+            msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return encoding.lower(json.loads(text), pointer, types)
+    return msgspec.Raw(text.encode())
+
+
+class Loaded:
+    """A value that came from the database: at the level of the SQL type already, where others are as the caller gave them."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class JsonText(str):
+    """A JSON value as the text that the database has."""
+
+    __slots__ = ()
+
+
+def _json_text(raw: str | None) -> Any:
+    if raw is None:
+        return SQL_NULL
+    return sa.JSON.NULL if raw.strip() == "null" else JsonText(raw)
+
+
+class _SqlNull:
+    pass
+
+
+SQL_NULL = _SqlNull()
+"""NULL in a JSON column, where None would mean a JSON null."""
+
+
+def _binder(kind: TypeEngine[Any], dialect: Dialect) -> tuple[Form | None, TypeEngine[Any]]:
+    """What brings a bound value to the level of the SQL type, and that type."""
+    steps: list[Form] = []
+    kind = kind._variant_mapping.get(dialect.name, kind)
+    while isinstance(kind, TypeDecorator):
+        if isinstance(kind, PickleType):
+            return _chain([*steps, _pickled(kind)]), sa.LargeBinary()
+        if isinstance(kind, sa.Interval):
+            return _chain(steps), sa.Interval()
+        if type(kind).process_bind_param is not TypeDecorator.process_bind_param:
+            steps.append(_processed(kind, dialect))
+        own = type(kind).load_dialect_impl is not TypeDecorator.load_dialect_impl
+        kind = kind.load_dialect_impl(dialect) if own else kind.impl_instance
+    return _chain(steps), kind
+
+
+def _pickled(kind: PickleType) -> Form:
+    return lambda value: None if value is None else kind.pickler.dumps(value, kind.protocol)
+
+
+def _processed(kind: TypeDecorator[Any], dialect: Dialect) -> Form:
+    return lambda value: kind.process_bind_param(value, dialect)
+
+
+def _chain(steps: list[Form]) -> Form | None:
+    if not steps:
+        return None
+    if len(steps) == 1:
+        return steps[0]
+
+    def run(value: Any) -> Any:
+        for step in steps:
+            value = step(value)
+        return value
+
+    return run
