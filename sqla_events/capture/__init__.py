@@ -126,8 +126,10 @@ class Capture:
 
     def _commit_events(self, connection: Connection, buffer: Buffer) -> None:
         try:
-            self._refuse_loss(buffer)
-            self._drain(connection, buffer)
+            if buffer.written.lost or buffer.plans:
+                self._refuse_loss(buffer)
+            if buffer.rows:
+                self._drain(connection, buffer)
         except BaseException:
             # SQLAlchemy takes a transaction whose commit hook raised for over and gives its connection back as it is:
             # the next one to get it would commit our half.
@@ -223,11 +225,17 @@ class Capture:
         events = self._maker.events(connection, plan, rows)
         buffer.rows += events
         buffer.written.add_all(events, with_ids=self._wants_ids)
-        full = len(buffer.rows) >= self._drain_at or plan.table.name in self._marks.known  # what its trigger writes comes after
-        if any(getattr(outer, "within", None) for outer in buffer.plans if outer is not plan):
-            full = True  # a listener has written it before a statement runs that writes its own events
-        if full and plan.verb != "read":  # a result is being fetched: its connection is busy
+        full = len(buffer.rows) >= self._drain_at or ((self._marks.known or buffer.plans) and self._now(buffer, plan))
+        if full and plan.shape.verb != "read":  # a result is being fetched: its connection is busy
             self._drain(connection, buffer)
+
+    def _now(self, buffer: Buffer, plan: Plan) -> bool:
+        """Whether what is captured must be in the log before something that writes its events itself: the table's trigger,
+        or a statement around this one.
+        """
+        return plan.table.name in self._marks.known or any(
+            getattr(outer, "within", None) for outer in buffer.plans if outer is not plan
+        )
 
     def _gap(self, schema: str | None, table: str, statement: str, reason: str) -> None:
         """A write that cannot be seen into; those to tables that are not captured, and to Alembic's, are nobody's loss."""

@@ -78,7 +78,7 @@ class Buffer(msgspec.Struct, eq=False):
     @property
     def lost(self) -> bool:
         """Whether something is written that has no event: an error came in between, a listener's too, and was caught."""
-        return self.written.lost or any(getattr(plan, "ran", False) for plan in self.plans)
+        return self.written.lost or (bool(self.plans) and any(getattr(plan, "ran", False) for plan in self.plans))
 
     def clear(self) -> None:
         """Forget everything: the transaction is over."""

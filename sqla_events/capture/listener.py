@@ -236,6 +236,9 @@ class Listener:
         plan = buffer.plan_of(context)
         if plan is None:
             return
+        if type(plan) is Plan and not (plan.ride or plan.within):  # nothing comes back that is ours
+            plan.ran = True
+            return
         try:
             self._take_off(connection, buffer, plan, dbapi_cursor, context)
         except BaseException:
@@ -274,9 +277,10 @@ class Listener:
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any], result: Any
     ) -> None:
         buffer = held(connection)
-        if buffer is not None and (plan := buffer.plan_of(getattr(result, "context", None))) is not None:
-            buffer.plans.pop()
-            self._done(connection, buffer, plan, result.context)
+        if buffer is None or not buffer.plans or (plan := buffer.plan_of(getattr(result, "context", None))) is None:
+            return
+        buffer.plans.pop()
+        self._done(connection, buffer, plan, result.context)
 
     def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
         try:
@@ -307,7 +311,7 @@ class Listener:
     def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Iterable[Row]) -> None:
         """A portion at a time: of a statement with a million sets of parameters, no million rows are made at once."""
         for some in portions(rows, PORTION) if plan.many or plan.whole else (list(rows),):
-            if plan.codec.triggered and plan.verb != "delete":
+            if plan.codec.triggered and plan.shape.verb != "delete":
                 refresh(connection, plan, some)
             self._emit(connection, buffer, plan, some)
 

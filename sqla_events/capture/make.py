@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -15,11 +14,26 @@ from .. import context, encoding
 from ..errors import CaptureError
 from ..event import type_of
 from .codec import TableCodec
+from .kept import ByIdentity
 from .outbox import Captured, Head
 from .plan import Plan, Row
 from .settings import CaptureSettings
 
 _encode = msgspec.json.Encoder().encode
+
+
+MAX_HEADS = 1000
+
+
+class Said(msgspec.Struct, eq=False):
+    """What an ``event_context`` says, as events carry it."""
+
+    values: tuple[str | None, ...]
+    """Metadata as JSON, user, session and instance."""
+    special: encoding.Types
+    """The types of the metadata."""
+    heads: dict[tuple[TableCodec, str, str], Head] = {}
+    """By table, schema and verb."""
 
 
 class Maker:
@@ -29,24 +43,20 @@ class Maker:
         self._settings = settings
         self._instance_id = instance_id
         self._before = settings.old_values != "never"
+        self._said: ByIdentity[Said] = ByIdentity()
 
     def events(self, connection: Connection, plan: Plan, rows: Sequence[Row]) -> list[Captured]:
         """The events of what one statement wrote, in its order."""
-        about = context.current()
-        metadata, special = _metadata(about) if about.metadata else (None, None)
-        user_id = None if about.user_id is None else str(about.user_id)
+        said = self._said.get(context.current(), self._say)
         schema, cause = self._schema(plan, connection), None
         if plan.cause is not None:
             first = plan.cause
             cause = type_of(self._schema(first, connection), str(first.table.name), first.verb)
-        usual, table = plan.shape.verb, plan.shape.table
-        codec, made, heads = plan.codec, [], dict.fromkeys(plan.codec.operations)
+        usual, codec, special, made = plan.shape.verb, plan.codec, said.special, []
         for new_id, row in zip(ids(len(rows)), rows, strict=True):
             verb = row.verb or usual
-            if verb in heads:
-                head = heads[verb] = heads[verb] or _head(
-                    schema, str(table.name), verb, metadata, user_id, about.session_id, self._instance_id, codec.version
-                )
+            if verb in codec.operations:
+                head = said.heads.get((codec, schema, verb)) or self._head(said, codec, schema, verb)
                 payload, types = self._payload(codec, row, verb, cause)
                 types = _joined(types, special) if special else types
                 made.append((new_id, codec.key_text(row.key), payload, types, head))
@@ -54,11 +64,22 @@ class Maker:
 
     def shared(self, connection: Connection, plan: Plan) -> tuple[Head, encoding.Types]:
         """What the events of a statement have in common, and the types of their metadata."""
-        about = context.current()
-        metadata, special = _metadata(about) if about.metadata else (None, None)
+        said = self._said.get(context.current(), self._say)
+        return self._head(said, plan.codec, self._schema(plan, connection), plan.verb), said.special
+
+    def _say(self, about: context.About) -> Said:
+        special: encoding.Types = {}
+        metadata = encoding.dumps(encoding.lower(about.metadata, "/metadata", special)) if about.metadata else None
         user_id = None if about.user_id is None else str(about.user_id)
-        where = (self._schema(plan, connection), str(plan.table.name), plan.verb)
-        return _head(*where, metadata, user_id, about.session_id, self._instance_id, plan.codec.version), special or {}
+        return Said((metadata, user_id, about.session_id, self._instance_id), special)
+
+    def _head(self, said: Said, codec: TableCodec, schema: str, verb: str) -> Head:
+        entity = str(codec.table.name)
+        head = Head(("database", type_of(schema, entity, verb), schema, entity, verb, *said.values, codec.version))
+        if len(said.heads) >= MAX_HEADS:
+            said.heads.clear()
+        said.heads[codec, schema, verb] = head
+        return head
 
     def _schema(self, plan: Plan, connection: Connection) -> str:
         """The schema that the statement writes to."""
@@ -106,24 +127,34 @@ class Maker:
 
 def ids(count: int) -> list[str]:
     """UUIDs of version 7 as 32 hexadecimal digits, as :func:`event.new_id` makes them and several times as fast."""
-    time_, noise = f"{time.time_ns() // 1_000_000:012x}7", os.urandom(10 * count).hex()
+    time_ = f"{time.time_ns() // 1_000_000:012x}7"
+    if len(_tails) < count:
+        if count > TAILS:
+            return [time_ + tail for tail in _random_tails(count)]
+        _tails.extend(_random_tails(TAILS))
+    try:
+        return [time_ + _tails.pop() for _ in range(count)]
+    except IndexError:  # other threads have taken the last ones
+        return [time_ + tail for tail in _random_tails(count)]
+
+
+TAILS = 100
+"""Of ids, made at once: asking the system for random bytes costs more than all the rest of one id."""
+
+_tails: list[str] = []
+os.register_at_fork(after_in_child=_tails.clear)
+
+
+def _random_tails(count: int) -> list[str]:
+    """What comes after the time and the version."""
+    noise = os.urandom(10 * count).hex()
     return [
-        f"{time_}{noise[start : start + 3]}{_VARIANT[noise[start + 3]]}{noise[start + 4 : start + 19]}"
+        f"{noise[start : start + 3]}{_VARIANT[noise[start + 3]]}{noise[start + 4 : start + 19]}"
         for start in range(0, 20 * count, 20)
     ]
 
 
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
-
-
-@lru_cache(maxsize=256)
-def _head(schema: str, entity: str, verb: str, metadata: str | None, *more: Any) -> Head:
-    return Head(("database", type_of(schema, entity, verb), schema, entity, verb, metadata, *more))
-
-
-def _metadata(about: context.About) -> tuple[str | None, encoding.Types | None]:
-    special: encoding.Types = {}
-    return encoding.dumps(encoding.lower(about.metadata, "/metadata", special)), special
 
 
 def _joined(types: str | None, more: encoding.Types) -> str:
