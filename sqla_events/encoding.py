@@ -8,7 +8,8 @@ table: ``{"/payload/*/price": "decimal"}``. A literal ``*`` in a key is written 
 =============  ==========================================  =============================================
 code           JSON form                                   Python value
 =============  ==========================================  =============================================
-decimal        "1.10", "NaN"                               decimal.Decimal
+decimal        "1.10", "NaN": as PostgreSQL's numeric,     decimal.Decimal
+               without an exponent
 float          "NaN", "Infinity", "-Infinity"              float (finite floats are plain numbers)
 uuid           "0190…"                                     uuid.UUID
 date, time,    ISO 8601                                    datetime.date, time, datetime (offset kept)
@@ -134,6 +135,20 @@ def duration(value: dt.timedelta) -> str:
     return str(msgspec.to_builtins(value))
 
 
+def decimal_text(value: Decimal) -> str:
+    """A Decimal as PostgreSQL prints it: all its digits, and no exponent.
+
+    Except for numbers that no database has room for, which would be a text of any length.
+    """
+    text = Decimal.__str__(value)  # of the class itself: a subclass may print itself in another way
+    _, exponent, places = text.partition("E")
+    return Decimal.__format__(value, "f") if exponent and abs(int(places)) <= _MOST_PLACES else text
+
+
+_MOST_PLACES = 131_072
+"""Before the point, in PostgreSQL's numeric; behind it are fewer."""
+
+
 # Lowering -----------------------------------------------------------------------------------------------------------
 
 _NATIVE = frozenset({str, int, bool, msgspec.Raw})
@@ -147,7 +162,7 @@ def base64_text(value: Any) -> str:
 
 
 _LOWER: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    Decimal: ("decimal", Decimal.__str__),  # of the class itself: a subclass may print itself in another way
+    Decimal: ("decimal", decimal_text),
     uuid.UUID: ("uuid", uuid.UUID.__str__),
     dt.date: ("date", dt.date.isoformat),
     dt.time: ("time", dt.time.isoformat),

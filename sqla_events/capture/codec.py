@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -19,6 +20,9 @@ from .kept import ByIdentity
 UNENCODABLE = "[unencodable]"
 
 MAX_KINDS = 1000
+
+SIDES = frozenset({"key", "before", "after"})
+"""Where a payload has values of columns."""
 
 Chosen = Callable[[sa.Column[Any]], bool]
 """Whether something holds for a column."""
@@ -72,6 +76,8 @@ class TableCodec:
         self.codes = _codes(self.columns.values())
         self.usual_types = encoding.dumps(self.codes) if self.codes else None
         """The sidecar's text."""
+        self.decimals = any(one.plain is Decimal for one in self.columns.values())
+        """Some go into the JSON as they are: the encoder's form is ours where it has no exponent."""
 
     def writes(self, shape: Any) -> bool:
         """Whether events are wanted of what a statement may write, or cause."""
@@ -123,9 +129,16 @@ class TableCodec:
             return None if value is None or value is SQL_NULL else REDACTED
         return self._lowered(codec, value, where, types, bound)
 
+    def write_out(self, payload: dict[str, Any]) -> None:
+        """Put the text of every Decimal in its place."""
+        for where in payload.keys() & SIDES:
+            payload[where] = {
+                name: encoding.decimal_text(value) if type(value) is Decimal else value for name, value in payload[where].items()
+            }
+
     def blame(self, payload: dict[str, Any]) -> None:
         """Find the column whose value the encoder refuses, and raise, or put a placeholder in its place."""
-        for where in payload.keys() & {"key", "before", "after"}:
+        for where in payload.keys() & SIDES:
             payload[where] = {name: self._encodable(name, value) for name, value in payload[where].items()}
 
     def _encodable(self, name: str, value: Any) -> Any:
@@ -178,6 +191,8 @@ class TableCodec:
         codec = self.key_codecs[name]
         bound = type(value) is not Loaded
         form = self._lowered(codec, value if bound else value.value, "key", {}, bound)
+        if codec.keyed is not None and type(form) is str:
+            return codec.keyed(form)
         return _sorted(form) if type(form) is msgspec.Raw else form
 
 

@@ -31,7 +31,7 @@ _EXACT: dict[type, tuple[str | None, Form | None]] = {
     str: (None, None),
     int: (None, None),
     bool: (None, None),
-    Decimal: ("decimal", str),
+    Decimal: ("decimal", encoding.decimal_text),
     uuid.UUID: ("uuid", str),
     dt.date: ("date", dt.date.isoformat),
     dt.time: ("time", dt.time.isoformat),
@@ -72,6 +72,8 @@ class ColumnCodec:
         """None is NULL, and null."""
         self.null = None if self.none else Loaded(SQL_NULL if self.is_json else None)
         self.redacted = False
+        self.keyed = _one_number(self, dialect) if self.code == "decimal" else None
+        """What makes one text of equal values, for the text of a key."""
 
     def redact(self) -> None:
         """Let no value of this column out."""
@@ -104,7 +106,7 @@ class ColumnCodec:
             member = self.kind._object_value_for_elem(value)  # type: ignore[attr-defined]
             return member.name if isinstance(member, enum.Enum) else value
         if self.expected is Decimal and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return str(value)
+            return encoding.decimal_text(Decimal(value if isinstance(value, int) else float.__repr__(value)))
         if self.expected is bytes and isinstance(value, (bytearray, memoryview)):
             return encoding.base64_text(value)
         found: encoding.Types = {}
@@ -139,6 +141,36 @@ class ColumnCodec:
         if load is None:
             return lambda raw: null if raw is None else raw
         return lambda raw: null if raw is None else load(raw)
+
+
+def _one_number(codec: ColumnCodec, dialect: Dialect) -> Callable[[str], str]:
+    """Equal numbers have one text, with as many digits as they need.
+
+    SQLite has a double, of which SQLAlchemy makes a Decimal with as many places as the column has.
+    """
+    if dialect.name != "sqlite":
+        return shortest
+
+    def double(text: str) -> str:
+        try:
+            number = round(float(text), decimal_places(codec))
+        except ValueError:  # no number, but what stands for a value without a form
+            return text
+        whole = number.is_integer() and abs(number) < 2**63  # which SQLite stores as one
+        return shortest(encoding.decimal_text(Decimal(int(number) if whole else repr(number))))
+
+    return double
+
+
+def decimal_places(codec: ColumnCodec) -> int:
+    """How many of them SQLAlchemy makes out of a double."""
+    return int(getattr(codec.kind, "_effective_decimal_return_scale", 10))
+
+
+def shortest(number: str) -> str:
+    """A decimal number as text, without what does not change it."""
+    text = number.rstrip("0").rstrip(".") if "." in number else number
+    return "0" if text == "-0" else text
 
 
 _SUSPICIOUS = re.compile(r"NaN|Infinity|\\u[dD]|[eE][+-]?\d{3}|\d{200}")

@@ -1,8 +1,8 @@
 """Columns whose JSON form PostgreSQL itself makes exactly as Python does: letter by letter, code by code.
 
 For each kind of column together with what the database really stores there, since a Table may say something else. Values
-that are none of Python's, or look different there (a date before Christ, a decimal that Python writes with an exponent),
-are *in doubt*: their row goes to Python, which says what it says. A column that is not here takes its whole statement there.
+that are none of Python's, or look different there (a date before Christ, a time long ago in an offset with seconds), are *in
+doubt*: their row goes to Python, which says what it says. A column that is not here takes its whole statement there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def exact(codec: ColumnCodec, dialect: Any, stored: str, *, shown: bool = True) 
     family = _family(codec) if type(codec.kind).__module__.startswith("sqlalchemy.") else None
     if family in ("json", "float") and not shown:
         return None  # the same to a reader, but not letter by letter
-    rule = _RULES.get((family, stored))
+    rule = _RULES.get(("decimal of a key" if family == "decimal" and not shown else family, stored))
     return None if rule is None else rule(codec, dialect)
 
 
@@ -120,6 +120,10 @@ def _single(codec: ColumnCodec, dialect: Any) -> Exact | None:
     return None if dialect.driver == "asyncpg" else _floats(codec, dialect)  # which makes other doubles of them
 
 
+def _shortest(value: str) -> str:
+    return f"trim_scale({value})::text"
+
+
 # Times --------------------------------------------------------------------------------------------------------------
 
 _DAY = 'YYYY-MM-DD"T"HH24:MI:SS.US'
@@ -175,7 +179,8 @@ _RULES: dict[tuple[str | None, str], _Rule] = {
     ("int", "int8"): _NUMBER,
     ("float", "float8"): _floats,
     ("float", "float4"): _single,
-    ("decimal", "numeric"): _of_triggers(lambda v: f"abs({v}) < 0.000001 AND scale({v}) > 6"),
+    ("decimal", "numeric"): _of_triggers(),
+    ("decimal of a key", "numeric"): _plain(lambda v: plainly_quoted(_shortest(v)), key=_shortest),
     ("bytes", "bytea"): _of_triggers(),
     ("date", "date"): _of_triggers(lambda v: f"{v} NOT BETWEEN '0001-01-01' AND '9999-12-31'"),
     ("time", "time"): _of_triggers(lambda v: f"{v} = '24:00'"),

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql.ranges import AbstractSingleRange
 from sqlalchemy.engine import Dialect
 
 from .. import encoding
-from .column import REDACTED, ColumnCodec
+from .column import REDACTED, ColumnCodec, decimal_places
 
 Sql = Callable[[str], str]
 """SQL of a value -> SQL of its form."""
@@ -64,6 +64,15 @@ def open_form(codec: ColumnCodec, dialect: Dialect) -> Form:
     return Form(codec.name, text, codes, special)
 
 
+def key_form(codec: ColumnCodec, dialect: Dialect) -> Form:
+    """The form of a column in the text of a key, where equal numbers have one."""
+    form = open_form(codec, dialect)
+    if codec.code != "decimal":
+        return form
+    make = _postgresql_decimal if dialect.name == "postgresql" else _sqlite_decimal
+    return Form(codec.name, make(codec, shortest), form.codes, form.special)
+
+
 Parts = Sequence[tuple[Form, str]]
 """Columns, each with SQL of its value."""
 
@@ -100,6 +109,15 @@ def unquoted(form: str) -> str:
     return f"CASE {form} WHEN 'true' THEN 'True' WHEN 'false' THEN 'False' ELSE ({form})::json #>> '{{}}' END"
 
 
+def shortest(number: str) -> str:
+    """Text of a decimal number without the zeros that do not change it."""
+    return f"(CASE WHEN {number} LIKE '%.%' THEN rtrim(rtrim({number}, '0'), '.') ELSE {number} END)"
+
+
+def _as_it_is(number: str) -> str:
+    return number
+
+
 UUID7 = """(lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7' || substr(replace(gen_random_uuid()::text, '-', ''), 14))::uuid"""
 """PostgreSQL: a UUID of version 7: milliseconds, and the rest of a random one."""
 
@@ -134,6 +152,8 @@ def _postgresql(codec: ColumnCodec, dialect: Dialect) -> _Made:
     if codec.enum is not None:
         names = _member_names(codec)
         return (lambda v: _renamed(f"{v}::text", names, f"to_json({v}::text)::text")), {"": str(codec.code)}, {}
+    if codec.code == "decimal":
+        return _postgresql_decimal(codec, _as_it_is), {"": "decimal"}, {}
     if codec.code is not None:
         zone = bool(getattr(kind, "timezone", False))
         return _POSTGRESQL[codec.code + (" zone" if zone else "")], {"": codec.code}, {}
@@ -146,6 +166,13 @@ def _postgresql(codec: ColumnCodec, dialect: Dialect) -> _Made:
     if isinstance(kind, postgresql.INET):
         return _natural, {}, {"ipinterface": _masked, "ipaddress": lambda v: f"NOT {_masked(v)}"}
     return _natural, _float_code(codec), {}
+
+
+def _postgresql_decimal(codec: ColumnCodec, told: Sql) -> Sql:
+    """A double has an exponent in its text, and more digits than a cast to numeric leaves of it."""
+    is_double = isinstance(codec.kind, sa.Float)
+    number = "(CASE WHEN {0}::text LIKE '%e%' THEN {0}::text::numeric::text ELSE {0}::text END)" if is_double else "{0}::text"
+    return lambda v: plainly_quoted(told(number.format(v)))
 
 
 def _masked(value: str) -> str:
@@ -234,7 +261,6 @@ def _interval(value: str) -> str:
 
 _DAY = 'YYYY-MM-DD"T"HH24:MI:SS'
 _POSTGRESQL: dict[str, Sql] = {
-    "decimal": lambda v: plainly_quoted(f"{v}::text"),
     "uuid": lambda v: plainly_quoted(f"{v}::text"),
     "date": lambda v: plainly_quoted(f"to_char({v}, 'YYYY-MM-DD')"),
     "time": lambda v: _moment(v, "HH24:MI:SS"),
@@ -260,12 +286,36 @@ def _sqlite(codec: ColumnCodec, dialect: Dialect) -> _Made:
     if isinstance(kind, sa.Boolean):
         return (lambda v: f"CASE {v} WHEN 0 THEN 'false' WHEN 1 THEN 'true' ELSE {_stored(v)} END"), {}, {}
     if codec.code == "decimal":
-        places = getattr(kind, "_effective_decimal_return_scale", 10)
-        decimal = lambda v: f"CASE WHEN typeof({v}) IN ('real', 'integer') THEN '\"' || printf('%.{places}f', {v}) || '\"' ELSE {_stored(v)} END"  # noqa: E731
-        return decimal, {"": "decimal"}, {}
+        return _sqlite_decimal(codec, _as_it_is), {"": "decimal"}, {}
     if codec.code is not None:
         return _SQLITE[codec.code], {"": codec.code}, {}
     return _stored, _float_code(codec), {}
+
+
+def _sqlite_decimal(codec: ColumnCodec, told: Sql) -> Sql:
+    """With the column's places, as SQLAlchemy reads it."""
+    places = decimal_places(codec)
+    zeros = "." + "0" * places if places else ""
+
+    def text(v: str) -> str:
+        whole, double = plainly_quoted(told(f"({v} || '{zeros}')")), plainly_quoted(told(_digits(v, places)))
+        return f"CASE typeof({v}) WHEN 'integer' THEN {whole} WHEN 'real' THEN {double} ELSE {_stored(v)} END"
+
+    return text
+
+
+def _digits(value: str, places: int) -> str:
+    """A double without an exponent, and so that it is the same when it is read.
+
+    printf has 16 digits, and cuts the others off. So where 15 digits have no room for the places, there are as many
+    digits as the number needs.
+    """
+    usual, short = f"printf('%.{places}f', {value})", f"printf('%.15g', {value})"
+    return (
+        f"(CASE WHEN abs({value}) < 1e{max(15 - places, -4)} THEN {usual} "
+        f"WHEN abs({value}) >= 1e16 THEN CASE CAST({usual} AS REAL) WHEN {value} THEN {usual} ELSE printf('%!.{places}f', {value}) END "
+        f"WHEN CAST({short} AS REAL) = {value} THEN {short} ELSE printf('%!.17g', {value}) END)"
+    )
 
 
 def _stored(value: str) -> str:

@@ -109,6 +109,9 @@ class Maker:
         except (UnicodeEncodeError, TypeError, ValueError):
             codec.blame(payload)  # names the column, or puts a placeholder in its place
             text = _encode(payload)
+        if codec.decimals and b"E" in text and (b"E+" in text or b"E-" in text):
+            codec.write_out(payload)
+            text = _encode(payload)
         limit = self._settings.max_payload_bytes
         if limit is not None and len(text) > limit:
             text = self._too_large(codec, payload, len(text))

@@ -13,7 +13,7 @@ from .. import encoding
 from ..capture.choice import columns
 from ..capture.codec import TableCodec
 from ..capture.column import ColumnCodec
-from ..capture.forms import Form, Parts, form_of, literal, member, object_of, special_types
+from ..capture.forms import Form, Parts, form_of, key_form, literal, member, object_of, special_types
 from ..capture.marks import PREFIX
 from ..capture.plan import key_columns
 from ..errors import ConfigError
@@ -48,7 +48,7 @@ class Spec:
         self.version = codec.version
         self.forms = [form_of(column, dialect) for column in codec.columns.values()]
         self.key = [str(table.columns[name].name) for name in codec.key]
-        self._key_forms = [form_of(ColumnCodec(table.columns[name], dialect), dialect) for name in codec.key]
+        self._key_forms = [key_form(ColumnCodec(table.columns[name], dialect), dialect) for name in codec.key]
         self.shown_key = [form for form in self.forms if form.name in self.key]
 
     # Names -------------------------------------------------------------------------------------------------------

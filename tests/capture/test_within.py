@@ -91,6 +91,7 @@ strange = sa.Table(
     sa.Column("b%s:c", sa.String, primary_key=True),
     sa.Column("it's {0}", sa.String),
 )  # fmt: skip
+days = sa.Table("days", metadata, sa.Column("day", sa.Date, primary_key=True))
 stamps = sa.Table("stamps", metadata, sa.Column("at", sa.Numeric(12, 9), primary_key=True, autoincrement=False), sa.Column("n", sa.Integer))
 letters = sa.Table("letters", metadata, sa.Column("a", sa.Text, primary_key=True), sa.Column("b", sa.Text, primary_key=True))
 
@@ -120,6 +121,7 @@ def fill(connection: sa.Connection) -> None:
         "INSERT INTO odd VALUES (1, '{1,NULL}', '{1.10,2}', '[1,5)', '10.0.0.1/8', '10.0.0.0/8', 1.5), (2, '{}', NULL, 'empty', '::ffff:1.2.3.4', NULL, 'NaN')"
     )
     connection.execute(strange.insert(), [{"ключ": 1, "b%s:c": "k'%", "it's {0}": "{1} %(a)s"}, {"ключ": 2, "b%s:c": '"\\', "it's {0}": None}])
+    connection.execute(days.insert(), [{"day": dt.date(2026, 1, 1)}, {"day": dt.date(2026, 1, 3)}])
     connection.execute(stamps.insert(), [{"at": at, "n": 1} for at in (Decimal("0.0000001"), Decimal(0), Decimal("1.5"), Decimal("-0.00000012"))])
     connection.execute(letters.insert(), [{"a": LETTERS, "b": "\x01\x7f"}, {"a": "true", "b": "null"}])
 
@@ -140,7 +142,8 @@ STATEMENTS: dict[str, Write] = {
     "update_all": lambda c: c.execute(kinds.update().values({column: column for column in kinds.columns if column.name not in ("id", "double_id")})),
     "update_of_nothing": lambda c: c.execute(kinds.update().where(kinds.c.id > 99).values(words="new")),
     "update_key": lambda c: c.execute(letters.update().values(b=letters.c.b + "x")),
-    "update_moving_in_doubt": lambda c: c.execute(stamps.update().values(at=stamps.c.at + 1)),
+    "update_moving_in_doubt": lambda c: c.execute(days.update().values(day=days.c.day + 1)),
+    "update_decimal_moving": lambda c: c.execute(stamps.update().values(at=stamps.c.at + 1)),
     "update_aliased": lambda c: c.execute(sa.update(a := kinds.alias("a%b")).where(a.c.id < 3).values(other="%")),
     "update_from": lambda c: c.execute(kinds.update().where(kinds.c.id == odd.c.id).values(words=sa.cast(odd.c.net, sa.Text))),
     "update_excluded": lambda c: c.execute(kinds.update().values(gone="1", secret={"a": 1})),
@@ -463,21 +466,23 @@ def test_a_type_that_changes_under_a_running_process(stage: Stage) -> None:
     """What was known of it is not: Python says it, or the statement fails once and then Python says it."""
     stage.hook()
     own = sa.MetaData()
-    moments = sa.Table("moments", own, sa.Column("id", sa.Integer, primary_key=True), sa.Column("at", sa.DateTime), sa.Column("price", sa.Numeric))
+    moments = sa.Table("moments", own, sa.Column("id", sa.Integer, primary_key=True), sa.Column("at", sa.DateTime), sa.Column("price", sa.Numeric), sa.Column("long", sa.Interval))
     own.create_all(stage.engine)
-    change = moments.update().values(at=moments.c.at, price=moments.c.price)
+    change = moments.update().values(at=moments.c.at, price=moments.c.price, long=moments.c.long)
     with stage.engine.begin() as connection:
-        connection.execute(moments.insert(), {"id": 1, "at": dt.datetime(2026, 1, 1), "price": 1})
+        connection.execute(moments.insert(), {"id": 1, "at": dt.datetime(2026, 1, 1), "price": 1, "long": dt.timedelta(1)})
         connection.execute(change)
     with stage.engine.begin() as connection:
         connection.exec_driver_sql("SET TimeZone = 'UTC'; ALTER TABLE moments ALTER at TYPE timestamptz")
         connection.execute(change)
         connection.exec_driver_sql("ALTER TABLE moments ALTER price TYPE float")
+        connection.execute(change)
+        connection.exec_driver_sql("ALTER TABLE moments ALTER long TYPE text")
         with pytest.raises(sa.exc.ProgrammingError), connection.begin_nested():
             connection.execute(change)
         connection.execute(change)
     ats = [event.after["at"].isoformat() for event in stage.events()]
-    assert ats == ["2026-01-01T00:00:00"] * 2 + ["2026-01-01T00:00:00+00:00"] * 2
+    assert ats == ["2026-01-01T00:00:00"] * 2 + ["2026-01-01T00:00:00+00:00"] * 3
 
 
 def test_what_is_left_to_python(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
