@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
-from . import ctes, gaps, many, ride, within
+from . import ctes, gaps, many, pipeline, ride, within
 from .buffer import Buffer, buffer_of, held
 from .cascades import Cascades
 from .codec import TableCodec
@@ -214,6 +214,7 @@ class Listener:
         for given, raw in zip(context.compiled_parameters, parameters, strict=True):
             plan.before = present_rows(connection, plan, context, given)
             context.dialect.do_execute(dbapi_cursor, sql, raw, context)
+            pipeline.settle(dbapi_cursor, context.dialect)
             try:
                 for rows in ride.take_off(plan, dbapi_cursor, context):
                     done += len(rows)
@@ -235,10 +236,15 @@ class Listener:
             self._marks.done(connection)
         plan = buffer.plan_of(context)
         if plan is None:
+            if context is not None and context.execution_options.get(pipeline.WAITS):
+                pipeline.settle(dbapi_cursor, connection.dialect)
             return
         if type(plan) is Plan and not (plan.ride or plan.within):  # nothing comes back that is ours
+            if plan.shape.verb != "create" and dbapi_cursor.rowcount < 0:
+                pipeline.settle(dbapi_cursor, connection.dialect)
             plan.ran = True
             return
+        pipeline.settle(dbapi_cursor, connection.dialect)
         try:
             self._take_off(connection, buffer, plan, dbapi_cursor, context)
         except BaseException:
@@ -373,7 +379,7 @@ def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> Non
     elif shape.by_key:
         plan.whole = False
         alone = unsaid or not shape.exact or shape.verb == "delete"  # each set has to tell what it did
-        plan.own = by_driver and (sqlite or alone or dialect.driver == "asyncpg")
+        plan.own = by_driver and (sqlite or alone or dialect.driver == "asyncpg" or pipeline.is_open(context.cursor, dialect))
     else:
         keys = plan.codec.key
         plan.whole, plan.own = True, by_driver

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.types import TypeEngine
 
+from . import pipeline
 from .codec import TableCodec
 from .column import Loaded
 from .plan import Plan, Row
@@ -87,7 +88,9 @@ def _column(column: Any, kind: TypeEngine[Any]) -> Any:
 
 
 def _run(connection: Connection, plan: Plan, query: sa.Select[Any], values: Mapping[str, Any]) -> Any:
-    options = {} if plan.translate is None else {"schema_translate_map": plan.translate}
+    options: dict[str, Any] = {pipeline.WAITS: True}
+    if plan.translate is not None:
+        options["schema_translate_map"] = plan.translate
     return connection.execute(query, values, execution_options=options)
 
 

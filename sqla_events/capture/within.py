@@ -33,7 +33,7 @@ from .. import encoding
 from ..errors import CaptureError
 from ..event import new_id
 from ..schema import Names
-from . import ride
+from . import pipeline, ride
 from .codec import Stored
 from .column import Loaded
 from .forms import literal
@@ -142,6 +142,7 @@ class Writer:
         cursor = connection.connection.cursor()
         try:
             cursor.execute(_LOOK.format(table=literal(name), log=literal(self._log)))
+            pipeline.settle(cursor, connection.dialect)
             found = frozenset(tuple(row) for row in cursor.fetchall())
             known[schema] = next((one for one in list(known.values()) if one == found), found)
             return known[schema]
