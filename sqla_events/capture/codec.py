@@ -59,7 +59,8 @@ class TableCodec:
         """Keys of columns that triggers set, where RETURNING does not tell."""
         self._dialect = dialect
         self._kinds: dict[str, TypeEngine[Any]] = {}
-        self._plain_key = all(codec.bind is None for codec in self.key_codecs.values())
+        self._plain_key = all(codec.plain_key for codec in self.key_codecs.values())
+        self._rounded = [(key, one.rounder) for key, one in self.columns.items() if one.rounder is not None and one.plain is Decimal]
         self._names: dict[Any, tuple[str, ...]] = {}
         """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none
         where these are the keys."""
@@ -92,6 +93,11 @@ class TableCodec:
             self._kinds[key] = (known or ColumnCodec(self.table.columns[key], self._dialect)).kind
         return self._kinds[key]
 
+    def narrows(self, key: str) -> bool:
+        """Whether only the database knows what it stores of a value of this column."""
+        codec = self.columns.get(key)
+        return codec is not None and codec.narrows
+
     def level(self, key: str, value: Any) -> Any:
         """A value of the primary key at the level of the SQL type, wherever it came from."""
         if type(value) is Loaded:
@@ -105,6 +111,10 @@ class TableCodec:
         May be ``values`` itself. Most rows of a table look alike: what was found for one holds for all with values of the
         same types.
         """
+        for name, rounder in self._rounded:
+            value = values.get(name)
+            if type(value) is Decimal and not value.same_quantum(rounder.quantum):
+                values = {**values, name: rounder(value)}
         kinds = (*values, *map(type, values.values()))
         names = self._names.get(kinds)
         if names is not None:
@@ -160,8 +170,8 @@ class TableCodec:
         if value is SQL_NULL:
             return None
         try:
-            if bound and codec.bind is not None:
-                value = codec.bind(value)
+            if bound:
+                value = codec.stored(value)
             return codec.lower(value, f"/payload/{where}/{encoding.escape(codec.name)}", types)
         except (EventError, TypeError, ValueError) as error:
             return self._refused(codec.name, value, error)
@@ -190,7 +200,11 @@ class TableCodec:
     def _key_value(self, name: str, value: Any) -> Any:
         codec = self.key_codecs[name]
         bound = type(value) is not Loaded
-        form = self._lowered(codec, value if bound else value.value, "key", {}, bound)
+        if not bound:
+            value = value.value
+        if codec.in_key is not None and value is not None:
+            value, bound = codec.in_key(codec.stored(value) if bound else value), False
+        form = self._lowered(codec, value, "key", {}, bound)
         if codec.keyed is not None and type(form) is str:
             return codec.keyed(form)
         return _sorted(form) if type(form) is msgspec.Raw else form

@@ -22,6 +22,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.types import PickleType, TypeDecorator, TypeEngine
 
 from .. import encoding
+from .stored import in_key, narrows, near, rounder
 
 REDACTED = "[redacted]"
 
@@ -64,12 +65,20 @@ class ColumnCodec:
         self._dialect = dialect
         self._loaders: dict[Any, Form] = {}
         self.enum = kind.enum_class if isinstance(kind, sa.Enum) else None
+        self.rounder = rounder(kind, dialect)
         self.expected, self.code, self.form = self._usual()
+        self.near = near(kind, self.expected, dialect)
+        self.in_key = in_key(kind, dialect)
+        self.narrows = narrows(kind, dialect)
+        """Only the database knows what it stores of a value."""
         exact = self.expected in _AS_IS and not getattr(kind, "timezone", False)  # the encoder rounds offsets to minutes
         self.plain = self.expected if self.bind is None and exact else _Nothing
         """Values of exactly this type go into the JSON as they are: the encoder's form is ours."""
         self.none = self.bind is None and not self.is_json
         """None is NULL, and null."""
+        natural = self.expected in (str, int) and self.enum is None and not isinstance(kind, sa.Enum)
+        self.plain_key = self.bind is None and natural and self.in_key is None
+        """Text and whole numbers are their own text in a key."""
         self.null = None if self.none else Loaded(SQL_NULL if self.is_json else None)
         self.redacted = False
         self.keyed = _one_number(self, dialect) if self.code == "decimal" else None
@@ -115,6 +124,14 @@ class ColumnCodec:
             found[pointer] = ""  # natural here, although the column's constant code says otherwise
         types.update(found)
         return lowered
+
+    def stored(self, value: Any) -> Any:
+        """What the database stores of a value that is bound."""
+        if self.bind is not None:
+            value = self.bind(value)
+        if type(value) is not self.expected:
+            value = self.near(value)
+        return self.rounder(value) if self.rounder is not None and type(value) is Decimal else value
 
     def _json(self, value: Any, pointer: str, types: encoding.Types) -> Any:
         if value is sa.JSON.NULL or (value is None and not getattr(self.kind, "none_as_null", False)):

@@ -41,6 +41,8 @@ def exact(codec: ColumnCodec, dialect: Any, stored: str, *, shown: bool = True) 
     family = _family(codec) if type(codec.kind).__module__.startswith("sqlalchemy.") else None
     if family in ("json", "float") and not shown:
         return None  # the same to a reader, but not letter by letter
+    if (family, stored) == ("datetime", TIMESTAMPTZ) and not shown:
+        return _in_utc(codec, dialect)
     rule = _RULES.get(("decimal of a key" if family == "decimal" and not shown else family, stored))
     return None if rule is None else rule(codec, dialect)
 

@@ -169,7 +169,7 @@ def program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
     prefetch = compiled.insert_prefetch if shape.verb == "create" else compiled.update_prefetch
     parameters = {*(compiled.column_keys or ()), *(column.key for column in prefetch)}
     expressed |= {
-        column.key for column in columns if column.key in parameters and column.type._has_bind_expression
+        column.key for column in columns if column.key in parameters and (column.type._has_bind_expression or codec.narrows(column.key))
     }
     given = tuple(column.key for column in columns if column.key in parameters and column.key not in expressed)
     may = _may_be_set if shape.verb == "create" else _may_change

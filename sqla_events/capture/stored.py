@@ -1,0 +1,220 @@
+"""What a database stores of a value that is near its column's type, and what it makes of one in a key.
+
+Drivers and databases take more than the type says: a member of an enumeration that is a string or a number, a datetime for
+a date, a number with more decimal places than the column has. An event says what is stored then, whether a parameter told it or
+the database; and one row has one key, whoever writes it: the events of a row keep their order by that.
+
+Where only the database knows, as of a TIMESTAMP(0), it is asked (``narrows``).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import operator
+import uuid
+from collections.abc import Callable
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+
+Form = Callable[[Any], Any]
+
+
+def narrows(kind: Any, dialect: Dialect) -> bool:
+    """Whether the database keeps less of a value than it is given, or writes it in another way, and only itself knows what."""
+    if dialect.name != "postgresql":
+        return False
+    if isinstance(kind, (postgresql.TIMESTAMP, postgresql.TIME, postgresql.INTERVAL)):
+        return kind.precision is not None or getattr(kind, "fields", None) is not None
+    if isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float):
+        return not kind.asdecimal and kind.precision is not None
+    single = isinstance(kind, sa.REAL) or (isinstance(kind, sa.Float) and kind.precision is not None and kind.precision <= SINGLE)
+    return single or isinstance(kind, _CANONICAL)
+
+
+SINGLE = 24
+"""Binary digits up to which PostgreSQL's FLOAT is a REAL."""
+
+_CANONICAL = (
+    postgresql.INT4RANGE, postgresql.INT8RANGE, postgresql.DATERANGE,
+    postgresql.INT4MULTIRANGE, postgresql.INT8MULTIRANGE, postgresql.DATEMULTIRANGE,
+)  # fmt: skip
+
+
+# Decimals -----------------------------------------------------------------------------------------------------------
+
+_EXACT = Context(prec=2000)
+
+
+class Rounder:
+    """A decimal as a column of so many places has it. On SQLite such a column holds floats."""
+
+    def __init__(self, scale: int, dialect: Dialect) -> None:
+        self._scale = scale
+        self.quantum = Decimal(1).scaleb(-scale)
+        self._round = self._by_float if dialect.name == "sqlite" else self._by_digits
+
+    def __call__(self, value: Decimal) -> Decimal:
+        """The value with so many places; infinite ones and none as they are."""
+        return value if value.same_quantum(self.quantum) or not value.is_finite() else self._round(value)
+
+    def _by_digits(self, value: Decimal) -> Decimal:
+        try:
+            return value.quantize(self.quantum, ROUND_HALF_UP, _EXACT)
+        except InvalidOperation:  # beyond what any column holds
+            return value
+
+    def _by_float(self, value: Decimal) -> Decimal:
+        return Decimal(f"{float(value):.{self._scale}f}")
+
+
+def rounder(kind: Any, dialect: Dialect) -> Rounder | None:
+    """Of a column with a fixed number of decimal places."""
+    if not isinstance(kind, sa.Numeric) or isinstance(kind, sa.Float):
+        return None
+    if dialect.name == "sqlite":
+        return Rounder(kind._effective_decimal_return_scale, dialect)
+    return None if kind.precision is None else Rounder(kind.scale or 0, dialect)
+
+
+# Near values --------------------------------------------------------------------------------------------------------
+
+
+def near(kind: Any, expected: type | None, dialect: Dialect) -> Form:
+    """What is stored of a value that is not exactly of the expected type: one of that type, or the value itself."""
+    if isinstance(kind, (sa.Float, sa.Numeric)) and expected is not Decimal:
+        return _near_float_sqlite if dialect.name == "sqlite" else _near_float
+    if expected is int and dialect.name == "sqlite":
+        return _near_int_sqlite
+    if expected is Decimal and dialect.driver == "asyncpg":
+        return _near_decimal_exactly
+    if expected is dt.datetime and getattr(kind, "timezone", False) and dialect.name != "sqlite":
+        return _itself  # a day has another beginning in each time zone
+    return _NEAR.get(expected, _itself)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _near_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return str.__str__(value)
+    return str(value) if type(value) is int else value
+
+
+def _near_int(value: Any) -> Any:
+    """PostgreSQL rounds doubles to even, and numerics away from zero."""
+    if isinstance(value, float):
+        return round(value) if math.isfinite(value) else value
+    if isinstance(value, Decimal) and value.is_finite():
+        return int(value.quantize(Decimal(1), ROUND_HALF_UP, _EXACT))
+    return _near_index(value)
+
+
+def _near_int_sqlite(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    return _near_index(value)
+
+
+def _near_index(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            return value
+    return int(operator.index(value)) if hasattr(value, "__index__") else value
+
+
+def _near_bool(value: Any) -> Any:
+    return bool(value) if isinstance(value, int) else value
+
+
+def _near_float(value: Any) -> Any:
+    return float(value) if hasattr(value, "__float__") else value
+
+
+def _near_float_sqlite(value: Any) -> Any:
+    """Which has no NaN."""
+    found = _near_float(value)
+    return None if isinstance(found, float) and math.isnan(found) else found
+
+
+def _near_decimal(value: Any) -> Any:
+    """A double in a numeric has the 15 digits that are sure."""
+    return Decimal(f"{float(value):.15g}") if isinstance(value, float) else _near_number(value)
+
+
+def _near_decimal_exactly(value: Any) -> Any:
+    return Decimal(float(value)) if isinstance(value, float) else _near_number(value)
+
+
+def _near_number(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return Decimal(value)
+    return Decimal(operator.index(value)) if hasattr(value, "__index__") else value
+
+
+def _near_date(value: Any) -> Any:
+    return value.date() if isinstance(value, dt.datetime) and value.tzinfo is None else value
+
+
+def _near_datetime(value: Any) -> Any:
+    return dt.datetime(value.year, value.month, value.day) if type(value) is dt.date else value  # noqa: DTZ001 - as it is stored
+
+
+def _near_uuid(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return uuid.UUID(value)
+        except ValueError:
+            return value
+    return value
+
+
+_NEAR: dict[type | None, Form] = {
+    str: _near_text,
+    int: _near_int,
+    bool: _near_bool,
+    Decimal: _near_decimal,
+    dt.date: _near_date,
+    dt.datetime: _near_datetime,
+    uuid.UUID: _near_uuid,
+}
+
+
+# Keys ---------------------------------------------------------------------------------------------------------------
+
+
+def in_key(kind: Any, dialect: Dialect) -> Form | None:
+    """What a value is in the text of a key; None: what it is elsewhere."""
+    postgres = dialect.name == "postgresql"
+    if isinstance(kind, (sa.CHAR, sa.NCHAR)) and kind.length and postgres:
+        length = kind.length
+        return lambda value: value.ljust(length) if isinstance(value, str) else value
+    if isinstance(kind, sa.Uuid) and not kind.as_uuid:
+        return lambda value: str(_near_uuid(value))
+    if isinstance(kind, (sa.DateTime, sa.Time)):
+        return _utc if postgres else _naive
+    return None
+
+
+def _utc(value: Any) -> Any:
+    """One moment has as many texts as there are offsets."""
+    if not isinstance(value, dt.datetime) or value.tzinfo is None:
+        return value
+    try:
+        return value.astimezone(dt.UTC)
+    except OverflowError:  # the last hours of Python's time
+        return value
+
+
+def _naive(value: Any) -> Any:
+    """SQLite keeps no offset."""
+    return value.replace(tzinfo=None) if isinstance(value, (dt.datetime, dt.time)) else value
+

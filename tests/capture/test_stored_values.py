@@ -1,0 +1,180 @@
+"""What an event says of a value that is near its column's type: what is stored, whoever tells it; and one key for one row."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import enum
+import json
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from sqla_events import install_crud_hooks
+from tests.capture.conftest import Stage
+
+
+class Word(str, enum.Enum):  # noqa: UP042 - as people write it
+    A = "va"
+
+
+class NewWord(enum.StrEnum):
+    A = "new"
+
+
+class Number(enum.IntEnum):
+    X = 7
+
+
+SUMMER = dt.datetime(2026, 7, 1, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
+NEAR: dict[str, tuple[Any, list[Any]]] = {
+    "text": (sa.String(20), [Word.A, NewWord.A, "x"]),
+    "int": (sa.Integer(), [Number.X, True, 1]),
+    "numeric": (sa.Numeric(10, 2), [Decimal("1.1"), Decimal("3.005"), Decimal("-3.005"), Decimal("1E+2"), 2, 1.5, Number.X]),
+    "whole": (sa.Numeric(10), [Decimal("2.5"), 3]),
+    "float": (sa.Float(), [1, 2.5]),
+    "bool": (sa.Boolean(), [1, False]),
+    "date": (sa.Date(), [dt.datetime(2026, 1, 2, 3, 4)]),
+    "datetime": (sa.DateTime(), [dt.date(2026, 1, 2)]),
+}
+ON_POSTGRESQL: dict[str, tuple[Any, list[Any]]] = {
+    "seconds": (postgresql.TIMESTAMP(precision=0), [dt.datetime(2026, 1, 1, 1, 1, 1, 500001)]),
+    "single": (sa.REAL(), [0.1, 1]),
+    "range": (postgresql.INT4RANGE(), [postgresql.Range(1, 4, bounds="[]")]),
+    "cents": (sa.Numeric(10, 2, asdecimal=False), [1.005, 2]),
+}
+KEYS: dict[str, tuple[Any, list[Any]]] = {
+    **NEAR,
+    "char": (sa.CHAR(5), ["ab", ""]),
+    "moment": (sa.DateTime(timezone=True), [SUMMER]),
+    "text_ref": (sa.Uuid(as_uuid=False), [str(uuid.UUID(int=11)).upper(), uuid.UUID(int=12).hex]),
+    "tiny": (sa.Numeric(12, 9), [Decimal("1E-7")]),
+    "color": (sa.Enum(NewWord, values_callable=lambda kind: [one.value for one in kind], name="newword"), ["new"]),
+}
+DRIVERS = ["sqlite", "sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"]
+
+
+def write(connection: sa.Connection, table: sa.Table, value: Any) -> None:
+    """A row by a parameter, alone and among many; then the database tells it."""
+    key = value if table.name == "keys" else 1
+    connection.execute(table.insert(), {"id": key, "v": value})
+    connection.execute(table.update().where(table.c.id == sa.bindparam("k")).values(v=value), {"k": key})
+    connection.execute(table.update().values(v=table.c.v))
+    connection.execute(table.delete())
+    connection.execute(table.insert(), [{"id": key, "v": value}])
+
+
+def events(url: str, table: sa.Table, values: list[Any]) -> list[list[tuple[str, Any]]]:
+    """Of each value: key and value of the events of its row."""
+    asynchronous = "aiosqlite" in url or "asyncpg" in url
+    engine: Any = create_async_engine(url) if asynchronous else sa.create_engine(url)
+
+    def run(connection: sa.Connection) -> list[list[tuple[str, Any]]]:
+        table.metadata.create_all(connection)
+        broker, found = install_crud_hooks(engine, {}), []
+        for value in values:
+            write(connection, table, value)
+            broker._capture.drain(connection)
+            rows = connection.exec_driver_sql("SELECT key, payload FROM events ORDER BY seq").all()
+            connection.exec_driver_sql("DELETE FROM events")
+            connection.exec_driver_sql(f"DELETE FROM {table.name}")
+            found.append([(key, _value(payload)) for key, payload in rows])
+        broker.uninstall()
+        table.metadata.drop_all(connection)
+        return found
+
+    async def run_async() -> list[list[tuple[str, Any]]]:
+        async with engine.begin() as connection:
+            found = await connection.run_sync(run)
+        await engine.dispose()
+        return found
+
+    if asynchronous:
+        return asyncio.run(run_async())
+    with engine.begin() as connection:
+        found = run(connection)
+    engine.dispose()
+    return found
+
+
+def _value(payload: Any) -> Any:
+    sides = payload if isinstance(payload, dict) else json.loads(payload)
+    return sides.get("after", sides.get("before"))["v"]
+
+
+def url_of(driver: str, request: pytest.FixtureRequest) -> str:
+    sqlite = driver.startswith("sqlite")
+    url = request.getfixturevalue("sqlite_url" if sqlite else "postgres_url")
+    return sa.make_url(url).set(drivername=driver).render_as_string(hide_password=False)
+
+
+def a_table(name: str, kind: Any) -> sa.Table:
+    key = kind if name == "keys" else sa.Integer
+    return sa.Table(name, sa.MetaData(), sa.Column("id", key, primary_key=True, autoincrement=False), sa.Column("v", kind))
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_what_is_stored(driver: str, request: pytest.FixtureRequest) -> None:
+    """A parameter tells what the database tells."""
+    url = url_of(driver, request)
+    for name, (kind, values) in (NEAR if "sqlite" in driver else {**NEAR, **ON_POSTGRESQL}).items():
+        if name == "numeric" and "sqlite" in driver:
+            values = [value for value in values if value not in (Decimal("3.005"), Decimal("-3.005"))]  # floats there
+        if name == "bool" and "asyncpg" in driver:
+            values = [False]  # the driver takes no others
+        table = a_table("v_" + name, kind)
+        for value, found in zip(values, events(url, table, values), strict=True):
+            assert len({repr(one) for _, one in found}) == 1, (name, value, found)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_one_key(driver: str, request: pytest.FixtureRequest) -> None:
+    """The key of a row is the same for whoever writes it: its events keep their order by that."""
+    url = url_of(driver, request)
+    for name, (kind, values) in KEYS.items():
+        if name == "color" or (name == "bool" and "asyncpg" in driver):
+            values = values[-1:]
+        table = a_table("keys", kind)
+        for value, found in zip(values, events(url, table, values), strict=True):
+            assert len({key for key, _ in found}) == 1, (name, value, found)
+
+
+def test_members_that_are_numbers(stage: Stage) -> None:
+    """They are read as such, not as members of a class that the column does not know."""
+    table = sa.Table("members", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.Integer))
+    table.create(stage.engine)
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), {"id": 1, "n": Number.X})
+        connection.execute(table.update().where(table.c.id == 1).values(n=True))
+    assert [(event.key, event.after["n"]) for event in stage.events()] == [("1", 7), ("1", 1)]
+    assert [type(event.after["n"]) for event in stage.events()] == [int, int]
+
+
+def test_composite_keys_in_time_zones(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement that writes its own events knows the same keys, in whatever time zone its session is."""
+    from sqla_events.capture import within
+
+    monkeypatch.setattr(within, "FEW", 0)
+    engine = sa.create_engine(postgres_url)
+    table = sa.Table(
+        "readings", sa.MetaData(), sa.Column("sensor", sa.Integer, primary_key=True), sa.Column("at", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("n", sa.Integer),
+    )  # fmt: skip
+    table.create(engine)
+    stage = Stage(engine, engine)
+    stage.hook()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL TimeZone = 'Asia/Kolkata'")
+        connection.execute(table.insert(), {"sensor": 1, "at": SUMMER, "n": 1})
+        connection.execute(table.update().values(n=2))
+        connection.execute(table.delete())
+    assert {event.key for event in stage.events()} == {'[1,"2026-07-01T10:00:00+00:00"]'}
+    assert len(stage.events()) == 3
+    stage.broker.uninstall()
+    engine.dispose()
