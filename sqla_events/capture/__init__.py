@@ -26,7 +26,7 @@ from .listener import Listener
 from .make import Maker
 from .marks import Marks
 from .plan import Plan, Row, Shape, key_columns
-from .rows import known_values
+from .rows import forget_attributes, known_values
 from .settings import CaptureSettings
 from .within import Writer
 
@@ -88,6 +88,7 @@ class Capture:
         if self._installed:
             return
         refuse_autocommit(self._engine)
+        self._forget()
         self._listener.listen()
         self._marks.listen()
         for name in _TRANSACTION:
@@ -110,7 +111,12 @@ class Capture:
 
     @property
     def _around(self) -> list[tuple[Any, str, Any]]:
-        hooks = [(Session, "after_commit", self._after_session), (self._engine, "checkin", self._after_connection)]
+        hooks = [
+            (Session, "after_commit", self._after_session),
+            (self._engine, "checkin", self._after_connection),
+            (sa.Column, "after_parent_attach", self._declared),
+            (sa.ForeignKeyConstraint, "after_parent_attach", self._declared),
+        ]
         if self._settings.enable_read:
             hooks.append((Session, "loaded_as_persistent", self._read))
         return hooks
@@ -273,6 +279,21 @@ class Capture:
         except KeyError:
             codec = self._codecs[table] = self._codec(table)
             return codec
+
+    def _declared(self, part: Any, table: sa.Table) -> None:
+        """A table has a further column, or refers to another one: what is known may be of what was there before."""
+        beside = table.metadata if isinstance(part, sa.ForeignKeyConstraint) else None
+        if any(known is table or known.metadata is beside for known in [*self._codecs, *self._readers]):
+            self._forget()
+
+    def _forget(self) -> None:
+        """Look at every table anew."""
+        self._codecs.clear()
+        self._readers.clear()
+        self._listener.forget()
+        if self._cascades is not None:
+            self._cascades.forget()
+        forget_attributes()
 
     def _operations(self, schema: str | None, table: str, how: Callable[[Choice], Callable[..., bool]], *of: Any) -> frozenset[str]:
         """The operations on a table that are captured."""

@@ -77,6 +77,10 @@ class Cascades:
         self._reader = reader
         self._links: dict[sa.Table, tuple[int, tuple[Link, ...]]] = {}
 
+    def forget(self) -> None:
+        """Foreign keys are declared further."""
+        self._links.clear()
+
     def reaches(self, table: sa.Table) -> frozenset[str]:
         """The verbs by which a statement on the table may change rows of others that are captured."""
         return frozenset(link.verb for link in self._of(table) if self._matters(link, set()))

@@ -84,6 +84,10 @@ class Listener:
             event.remove(target, name, function)
         self._listening.clear()
 
+    def forget(self) -> None:
+        """What statements write is to be found out anew."""
+        self._targets = ByIdentity()
+
     # Before ------------------------------------------------------------------------------------------------------
 
     def _before_cursor(

@@ -116,7 +116,7 @@ _keys: ByIdentity[tuple[str, ...]] = ByIdentity()
 
 def key_columns(table: sa.Table) -> tuple[str, ...]:
     """Keys of the columns that identify a row: the primary key, or what a mapper takes for it where the table has none."""
-    return _keys.get(table, lambda _: tuple(column.key for column in table.primary_key) or _mapped_key(table))
+    return tuple(column.key for column in table.primary_key) or _keys.get(table, _mapped_key)
 
 
 def _mapped_key(table: sa.Table) -> tuple[str, ...]:

@@ -255,3 +255,8 @@ def _attributes(mapper: Any, table: sa.Table) -> dict[str, str]:
     """Column key -> attribute name of a mapped class, for one of its tables."""
     found = {column.key: mapper._columntoproperty.get(column) for column in table.columns}
     return {key: prop.key for key, prop in found.items() if prop is not None}
+
+
+def forget_attributes() -> None:
+    """A mapped class may have further ones."""
+    _attributes.cache_clear()
