@@ -16,6 +16,7 @@ from .. import encoding
 from ..errors import CaptureError, ConfigError, EventError
 from .column import REDACTED, SQL_NULL, ColumnCodec, Loaded
 from .kept import ByIdentity
+from .replacing import Replacing
 
 UNENCODABLE = "[unencodable]"
 
@@ -57,6 +58,7 @@ class TableCodec:
         self.key_codecs = {name: self.columns.get(name) or ColumnCodec(table.columns[name], dialect) for name in key}
         self.triggered = _triggered(table, dialect)
         """Keys of columns that triggers set, where RETURNING does not tell."""
+        self.replacing = Replacing(table, dialect)
         self._dialect = dialect
         self._kinds: dict[str, TypeEngine[Any]] = {}
         self._plain_key = all(codec.plain_key for codec in self.key_codecs.values())

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
-from . import ctes, gaps, many, pipeline, ride, within
+from . import ctes, gaps, many, pipeline, ride, upserts, within
 from .buffer import Buffer, buffer_of, held
 from .cascades import Cascades
 from .codec import TableCodec
@@ -26,7 +26,6 @@ from .marks import Marks
 from .plan import Plan, Row, Shape, program, shape_of
 from .rows import deleted, inserted, matched, updated, whole_rows
 from .select import portions, present_rows, refresh, still_there
-from .upserts import standing
 
 MAX_STATES = 20_000
 
@@ -148,7 +147,10 @@ class Listener:
     def _target(self, element: Any) -> tuple[Shape, TableCodec] | None:
         shape = shape_of(element)
         codec = None if shape is None else self._codec_of(shape.table)
-        return (shape, codec) if shape is not None and codec is not None and codec.writes(shape) else None
+        if shape is None or codec is None:
+            return None
+        shape = codec.replacing.shape(shape)
+        return (shape, codec) if codec.writes(shape) else None
 
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
@@ -169,6 +171,8 @@ class Listener:
         plan.translate = context.execution_options.get("schema_translate_map")
         if self._cascades is not None and plan.codec.reaches and plan.verb in plan.codec.reaches:
             plan.reached = self._cascades.look(connection, plan, context)
+        if (plan.shape.replaces or plan.codec.replacing.columns) and plan.codec.replacing.removes(plan):
+            self._missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
         if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
             return sql, parameters  # one row, and its parameters tell what it is
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
@@ -182,12 +186,19 @@ class Listener:
         plan.look_before = self._looks_before(plan, context)
         if plan.look_before and not by_driver:
             plan.before = present_rows(connection, plan, context, context.compiled_parameters[0])
-        if plan.shape.upsert and plan.want_old and plan.standing is None and not ride.old_rides(plan, context.dialect):
-            plan.standing = standing(connection, plan, context)
+        if plan.shape.upsert and plan.standing is None and not ride.old_rides(plan, context.dialect):
+            self._find_standing(connection, plan, context)
         ridden = ride.along(plan, sql, context)
         if plan.whole and not plan.ride:
             self._blind(plan, sql)
         return ridden, parameters
+
+    def _find_standing(self, connection: Connection, plan: Plan, context: Any) -> None:
+        moves = upserts.moves_key(plan)
+        if plan.want_old or moves:
+            plan.standing = upserts.standing(connection, plan, context)
+        if moves and plan.standing is None:
+            self._missed(plan, "an upsert that changes the key of a row")
 
     def _looks_before(self, plan: Plan, context: Any) -> bool:
         wanted = plan.verb == "update" and plan.whole and (plan.want_old or ride.moves(plan))

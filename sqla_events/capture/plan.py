@@ -39,6 +39,8 @@ class Shape:
     """Its RETURNING comes back in the order of its parameters, and is the unit of work's own."""
     exact: bool = True
     """The WHERE names the primary key and nothing more."""
+    replaces: bool = False
+    """OR REPLACE, which removes rows that are in the way (SQLite)."""
 
 
 def shape_of(element: Any) -> Shape | None:
@@ -62,17 +64,18 @@ def _shape(statement: Any) -> Shape | None:
     table = None if verb is None else table_of(statement)
     if verb is None or table is None:
         return None
+    words = " ".join(str(prefix).upper() for prefix, _ in statement._prefixes)
+    replaces = "REPLACE" in words
     if verb != "create":
         conjuncts = list(_conjuncts(statement._where_criteria))
         by_key = _by_key(conjuncts, table)
-        return Shape(table, verb, by_key, False, False, False, exact=len(conjuncts) == len(by_key or ()))
-    words = " ".join(str(prefix).upper() for prefix, _ in statement._prefixes)
+        return Shape(table, verb, by_key, False, False, False, len(conjuncts) == len(by_key or ()), replaces)
     clause = statement._post_values_clause
     values = statement._values or statement._multi_values
     plain = not values and statement.select is None and clause is None and not words
-    upsert = type(clause).__name__ == "OnConflictDoUpdate" or "REPLACE" in words
+    upsert = type(clause).__name__ == "OnConflictDoUpdate" or replaces
     sorted_ = statement._sort_by_parameter_order and not statement._returning
-    return Shape(table, verb, None, plain, upsert, sorted_)
+    return Shape(table, verb, None, plain, upsert, sorted_, replaces=replaces)
 
 
 def table_of(statement: Any) -> sa.Table | None:

@@ -61,7 +61,7 @@ def _created(plan: Plan, row: dict[str, Loaded]) -> Row:
     if plan.standing is not None:
         old = plan.standing.replaced(new) or {}
         if said is None:
-            return Row(key, old, new, verb="update") if old else Row(key, after=new)
+            return Row(_key(plan, old), old, new, verb="update") if old else Row(key, after=new)
     if said is None and not old:
         return Row(key, after=new, upsert=True)
     fresh = said.value if said is not None else all(value.value in (None, SQL_NULL) for value in old.values())

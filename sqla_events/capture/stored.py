@@ -36,6 +36,12 @@ def narrows(kind: Any, dialect: Dialect) -> bool:
     return single or isinstance(kind, _CANONICAL)
 
 
+def replaces_null(column: sa.Column[Any], dialect: Dialect) -> bool:
+    """Whether the database puts the default in the place of a NULL: SQLite's NOT NULL ON CONFLICT REPLACE."""
+    said = column.dialect_options["sqlite"]["on_conflict_not_null"] if dialect.name == "sqlite" else None
+    return str(said or "").upper() == "REPLACE"
+
+
 SINGLE = 24
 """Binary digits up to which PostgreSQL's FLOAT is a REAL."""
 

@@ -46,15 +46,39 @@ def standing(connection: Connection, plan: Plan, context: Any) -> Standing | Non
     return Standing(target, rows)
 
 
+def moves_key(plan: Plan) -> bool:
+    """Whether the row that is there may get another key, which nothing tells that comes back."""
+    target = _conflict(plan)
+    return any(name in plan.codec.key and not _stays(plan, name, value, target) for name, value in _changes(plan).items())
+
+
+def _stays(plan: Plan, name: str, value: Any, target: tuple[str, ...]) -> bool:
+    """Whether a column is set to what it is: its own value, or that of the conflict."""
+    table = getattr(value, "table", None)
+    if str(getattr(value, "name", "")) != str(plan.table.columns[name].name):
+        return False
+    return table is plan.table or (name in target and getattr(table, "name", None) == "excluded")
+
+
+def _changes(plan: Plan) -> dict[str, Any]:
+    """What an upsert sets: key of the column -> value."""
+    by_name = {str(column.name): column.key for column in plan.table.columns}
+    said = dict(getattr(plan.statement._post_values_clause, "update_values_to_set", ()))
+    return {by_name.get(str(getattr(name, "name", name)), str(name)): value for name, value in said.items()}
+
+
+def _conflict(plan: Plan) -> tuple[str, ...]:
+    """Keys of the columns whose values are in conflict; none where the statement does not name them."""
+    by_name = {str(column.name): column.key for column in plan.table.columns}
+    named = getattr(plan.statement._post_values_clause, "inferred_target_elements", None)
+    return tuple(by_name.get(str(getattr(one, "name", one)), "") for one in named or ())
+
+
 def _target(plan: Plan) -> tuple[str, ...] | None:
-    clause = plan.statement._post_values_clause
-    named = getattr(clause, "inferred_target_elements", None)
-    columns = plan.table.columns
-    by_name = {str(column.name): column.key for column in columns}
-    keys = tuple(by_name.get(str(getattr(one, "name", one)), "") for one in named or ())
-    updated = {by_name.get(str(getattr(name, "name", name)), str(name)) for name in dict(getattr(clause, "update_values_to_set", ()))}
+    keys = _conflict(plan)
+    moved = {name for name, value in _changes(plan).items() if not _stays(plan, name, value, keys)}
     known = keys and all(key in plan.codec.all_keys for key in keys)
-    return keys if known and not updated & set(keys) else None
+    return keys if known and not moved & set(keys) else None
 
 
 def _wanted(plan: Plan, target: tuple[str, ...], sets: list[Mapping[str, Any]]) -> list[tuple[Any, ...]] | None:
