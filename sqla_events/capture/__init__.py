@@ -19,7 +19,9 @@ from ..schema import Tables
 from ..signals import Gap, Signals, logger
 from . import cascades, outbox
 from .buffer import Buffer, Written, buffer_of, held
+from .carried import Carrier
 from .cascades import Cascades
+from .catalog import Catalog
 from .choice import Choice, columns
 from .codec import TableCodec
 from .listener import Listener
@@ -67,7 +69,7 @@ class Capture:
         on_gap = None if settings.on_gap == "ignore" else self._gap
         self._listener = Listener(
             self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values, self._cascades,
-            self._marks, None if wants_ids else self._writer(),
+            self._marks, *self._writers(),
         )  # fmt: skip
         self._enabled = {
             "create": settings.enable_create,
@@ -330,9 +332,14 @@ class Capture:
             codec.cascades = cascades.named(table)
         return codec
 
-    def _writer(self) -> Writer:
+    def _writers(self) -> tuple[Writer | None, Carrier | None]:
+        """What lets statements on PostgreSQL write their events themselves: of many rows, of one."""
         s = self._settings
-        return Writer(self._tables.names, s.max_payload_bytes, s.old_values, self._maker.shared, self.drain)
+        if self._engine.dialect.name != "postgresql" or not s.carry:
+            return None, None
+        catalog = Catalog(self._tables.names)
+        writer = Writer(catalog, s.max_payload_bytes, s.old_values, self._maker.shared, self.drain)
+        return None if self._wants_ids else writer, Carrier(catalog, self._maker.events, self._wants_ids)
 
     def _made(self, table: sa.Table, operations: frozenset[str]) -> TableCodec:
         s = self._settings

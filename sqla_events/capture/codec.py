@@ -48,6 +48,8 @@ class TableCodec:
         self.table = table
         self.operations = operations
         self.version = _version(table)
+        self.apart = False
+        """Statements on this table must not be put into another: PostgreSQL has refused one."""
         self.placeholder = placeholder
         self.columns = _columns(table, dialect, hidden, redacted)
         self.nulls = {key: codec.null for key, codec in self.columns.items() if not codec.none}

@@ -19,11 +19,12 @@ from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
 from . import ctes, gaps, many, pipeline, ride, upserts, within
 from .buffer import Buffer, buffer_of, held
+from .carried import Carrier, carrying
 from .cascades import Cascades
 from .codec import TableCodec
 from .kept import ByIdentity
 from .marks import Marks
-from .plan import Plan, Row, Shape, program, shape_of
+from .plan import Plan, Program, Row, Shape, program, shape_of
 from .rows import deleted, inserted, matched, updated, whole_rows
 from .select import portions, present_rows, refresh, still_there
 
@@ -49,6 +50,7 @@ class Listener:
         cascades: Cascades | None,
         marks: Marks,
         writer: within.Writer | None,
+        carrier: Carrier | None,
     ) -> None:
         self._engine = engine
         self._codec_of = codec_of
@@ -59,6 +61,7 @@ class Listener:
         self._cascades = cascades
         self._marks = marks
         self._writer = writer
+        self._carrier = carrier
         self._targets: ByIdentity[tuple[Shape, TableCodec] | None] = ByIdentity()
         """By statement: what it writes, and the codec of its table; None of one that is not captured."""
         self._listening: list[tuple[Any, str, Any]] = []
@@ -160,9 +163,13 @@ class Listener:
             plan = self._planned(connection, context.invoked_statement, many=len(context.compiled_parameters) > 1)
             if plan is not None:
                 plan.context = context
-                plan.program = plan.codec.programs.get(context.compiled, program, plan.shape, plan.codec)
+                plan.program = plan.codec.programs.get(context.compiled, self._program, plan)
                 buffer_of(connection).plans.append(plan)
         return plan
+
+    def _program(self, compiled: Any, plan: Plan) -> Program:
+        told = program(compiled, plan.shape, plan.codec)
+        return told if self._carrier is None else carrying(told, compiled, plan)
 
     def _prepared(
         self, connection: Connection, plan: Plan, sql: str, parameters: Any, context: Any, executemany: bool
@@ -174,7 +181,10 @@ class Listener:
         if (plan.shape.replaces or plan.codec.replacing.columns) and plan.codec.replacing.removes(plan):
             self._missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
         if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
-            return sql, parameters  # one row, and its parameters tell what it is
+            # one row, and its parameters tell what it is
+            if plan.program.carries and self._carrier is not None and not self._marks.known:
+                return self._carrier.carried(connection, buffer_of(connection), plan, sql, parameters, context)
+            return sql, parameters
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
         _decide(plan, context, executemany, by_driver)
         if by_driver and not plan.own:
@@ -257,7 +267,10 @@ class Listener:
         if type(plan) is Plan and not (plan.ride or plan.within):  # nothing comes back that is ours
             if plan.shape.verb != "create" and dbapi_cursor.rowcount < 0:
                 pipeline.settle(dbapi_cursor, connection.dialect)
-            plan.ran = True
+            if plan.carry is None:
+                plan.ran = True
+            elif self._carrier is not None:
+                self._carrier.ran(buffer, plan, dbapi_cursor.rowcount)
             return
         pipeline.settle(dbapi_cursor, connection.dialect)
         try:
@@ -301,7 +314,8 @@ class Listener:
         if buffer is None or not buffer.plans or (plan := buffer.plan_of(getattr(result, "context", None))) is None:
             return
         buffer.plans.pop()
-        self._done(connection, buffer, plan, result.context)
+        if plan.carry is None:
+            self._done(connection, buffer, plan, result.context)
 
     def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
         try:
@@ -361,10 +375,17 @@ class Listener:
             self._marks.done(connection)
         while (plan := buffer.plan_of(execution)) is not None:
             buffer.plans.pop()
+            carry = getattr(plan, "carry", None)
+            if carry is not None and self._carrier is not None:
+                self._carrier.failed(plan, context)
             if self._writer is not None and getattr(plan, "within", None):
                 self._writer.failed(plan, context)
             if not isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error) and _has_run(execution.cursor):
-                buffer.written.lost = True  # a listener's error, after the statement
+                # a listener's error, after the statement
+                if carry is not None and self._carrier is not None:
+                    self._carrier.ran(buffer, plan, execution.cursor.rowcount)
+                else:
+                    buffer.written.lost = True
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
 

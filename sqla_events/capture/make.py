@@ -141,6 +141,11 @@ def ids(count: int) -> list[str]:
         return [time_ + tail for tail in _random_tails(count)]
 
 
+def a_number() -> int:
+    """One of 19 digits that nobody can foresee: it stands nowhere else in a text that was made without it."""
+    return 1 << 60 | int(ids(1)[0][17:], 16)
+
+
 TAILS = 100
 """Of ids, made at once: asking the system for random bytes costs more than all the rest of one id."""
 

@@ -167,19 +167,19 @@ def _table(tables: Tables) -> str:
     return tables.names.qualified(tables.names.events)
 
 
-_NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
+NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
 _KINDS = {"id": "uuid", "payload": "json", "types": "json", "metadata": "json", "schema_version": "integer"}
+KINDS = tuple(_KINDS.get(name, "text").replace("json", "text::json") for name in COLUMNS)
+"""What parameters are cast to. JSON by way of text: SQLAlchemy's own codec for asyncpg takes it that the client's encoding is UTF-8."""
 
 
 @lru_cache(maxsize=64)
 def _insert(dialect: Dialect, tables: Tables) -> str:
     if dialect.paramstyle == "numeric_dollar":
-        # JSON by way of text: SQLAlchemy's own codec for json takes it that the client's encoding is UTF-8.
-        kinds = [_KINDS.get(name, "text").replace("json", "text::json") for name in COLUMNS]
-        marks = [f"${number}::{kind}" for number, kind in enumerate(kinds, 1)]
+        marks = [f"${number}::{kind}" for number, kind in enumerate(KINDS, 1)]
     else:
         marks = ["?" if dialect.paramstyle == "qmark" else "%s"] * len(COLUMNS)
-    return f"INSERT INTO {_table(tables)} ({_NAMES}) VALUES ({', '.join(marks)})"
+    return f"INSERT INTO {_table(tables)} ({NAMES}) VALUES ({', '.join(marks)})"
 
 
 @lru_cache(maxsize=64)
@@ -188,7 +188,7 @@ def _insert_many(tables: Tables, size: int) -> str:
     shared = ", ".join("?" * len(SHARED))
     values = ", ".join(["(?, ?, ?, ?)"] * size)
     return (
-        f"INSERT INTO {_table(tables)} ({_NAMES}) SELECT column1, column2, column3, column4, {shared} FROM (VALUES {values})"
+        f"INSERT INTO {_table(tables)} ({NAMES}) SELECT column1, column2, column3, column4, {shared} FROM (VALUES {values})"
     )
 
 
@@ -197,7 +197,7 @@ def _split(dialect: Dialect, tables: Tables) -> str:
     mark = "$1" if dialect.paramstyle == "numeric_dollar" else "%s"
     fields = ", ".join(f"(row->>{n})::{_KINDS.get(name, 'text')}" for n, name in enumerate(COLUMNS))
     return (
-        f"INSERT INTO {_table(tables)} ({_NAMES}) SELECT {fields} "
+        f"INSERT INTO {_table(tables)} ({NAMES}) SELECT {fields} "
         f"FROM jsonb_array_elements({mark}::text::jsonb) WITH ORDINALITY AS rows (row, number) ORDER BY number"
     )
 
@@ -210,7 +210,7 @@ def _copy(dialect: Dialect, cursor: Any, tables: Tables, rows: Sequence[Captured
 
 
 def _psycopg(cursor: Any, tables: Tables, block: bytes) -> None:
-    statement = f"COPY {_table(tables)} ({_NAMES}) FROM STDIN (FORMAT binary)"
+    statement = f"COPY {_table(tables)} ({NAMES}) FROM STDIN (FORMAT binary)"
     if hasattr(cursor, "_cursor"):  # SQLAlchemy's adapter, in 2.0 and 2.1
         await_only(_send(cursor._cursor, statement, block))
     else:

@@ -157,6 +157,10 @@ class Program(msgspec.Struct, frozen=True):
     """Of an INSERT's rows, where nothing but their parameters tells what they are."""
     unknown: tuple[str, ...] = ()
     """Names of the columns that may get a value that no parameter says."""
+    carries: bool = False
+    """Its executions may take their event along, see ``carried``."""
+    makes_key: bool = False
+    """They return the key, a number, which the database makes, and nothing else."""
 
 
 NO_PROGRAM = Program()
@@ -177,7 +181,7 @@ def program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
     given = tuple(column.key for column in columns if column.key in parameters and column.key not in expressed)
     may = _may_be_set if shape.verb == "create" else _may_change
     moved = frozenset(column.key for column in columns if column.key in expressed or may(column)).difference(given)
-    returning = compiled.effective_returning or ()
+    returning = compiled.implicit_returning or ()  # what the caller asks for is his alone
     told = {str(getattr(column, "key", None)) for column in returning}
     exact = {column.key for column in columns if column.key in told and not isinstance(column.type, sa.types.TypeDecorator)}
     return Program(
@@ -271,6 +275,8 @@ class Plan(msgspec.Struct, eq=False):
     """It writes its events itself: within.Within."""
     frame: Any = None
     """What would stand around it for that: frame.Frame, where it can."""
+    carry: Any = None
+    """It takes its event along: carried.Carried."""
     ran: bool = False
     """The statement has been executed."""
     carried: int = 0

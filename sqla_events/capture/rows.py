@@ -96,7 +96,7 @@ _Set = TypeVar("_Set")
 def inserted(plan: Plan, context: Any) -> Iterator[Row]:
     """One row for each set of parameters that went in."""
     program, sets, keys = plan.program, context.compiled_parameters, plan.codec.key
-    if program.answered or plan.rode or _lacks_key(sets, keys):
+    if program.answered or plan.rode or lacks_key(sets, keys):
         told = _told(plan, context)
         sets = sets[: len(told)]  # fewer rows where a listener of the user's dropped some
         shared = common(plan.codec, program.moved, (*program.given, *(told[0] if told else ())))
@@ -110,7 +110,16 @@ def inserted(plan: Plan, context: Any) -> Iterator[Row]:
         yield Row({key: after[key] for key in keys if key in after}, None, after, shared.unknown)
 
 
-def _lacks_key(sets: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> bool:
+def foretold(plan: Plan, given: Mapping[str, Any], key: Any) -> Row:
+    """What an INSERT of its parameters will make, with this for the key that the database makes."""
+    (name,) = plan.codec.key
+    after = {column: given[column] for column in plan.program.given}
+    after[name] = key
+    after.update(plan.program.common.nulls)
+    return Row({name: key}, None, after)
+
+
+def lacks_key(sets: Sequence[Mapping[str, Any]], keys: tuple[str, ...]) -> bool:
     """Whether parameters leave a part of the key to the database."""
     for given in sets:
         for key in keys:
@@ -129,7 +138,7 @@ def _gone_in(plan: Plan, sets: Sequence[_Set]) -> Sequence[_Set]:
 
 def _told(plan: Plan, context: Any) -> list[dict[str, Any]]:
     """What the database answered to an INSERT: keys, server defaults, what rode along; a dict for each row."""
-    returned = [getattr(column, "key", None) for column in context.compiled.effective_returning or ()]
+    returned = [getattr(column, "key", None) for column in context.compiled.implicit_returning or ()]
     keys = [column.key for column in plan.table.primary_key]
     answers: list[dict[str, Any]] = [
         {key: _answer(plan, key, value) for key, value in zip(returned, row or (), strict=False) if key}

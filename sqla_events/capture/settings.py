@@ -62,6 +62,12 @@ class CaptureSettings(Section):
         "error",
         "What a value without a JSON form does: fail the flush, or become a marked placeholder.",
     )
+    carry: bool = setting(
+        BOOL,
+        True,
+        "PostgreSQL: a statement writes its events itself where that is exact, so that capture costs no round trip of its own. "
+        "False: events go in statements of their own, as for extensions that cannot run a data-modifying WITH.",
+    )
     on_gap: str = setting(
         one_of("warn", "raise", "ignore"),
         "warn",

@@ -21,7 +21,6 @@ RETURNING that rides along. What varies with the execution (who did it, metadata
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,15 +29,12 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.engine import cursor as strategies
 
 from .. import encoding
-from ..errors import CaptureError
 from ..event import new_id
-from ..schema import Names
-from . import pipeline, ride
+from . import ride
+from .catalog import Catalog
 from .codec import Stored
 from .column import Loaded
-from .forms import literal
 from .frame import PARAMETERS, ROWS, Frame, Framing
-from .kept import ByIdentity
 from .outbox import Head
 from .plan import Plan
 
@@ -68,11 +64,8 @@ class Within:
 class Writer:
     """Lets statements of one engine write their events."""
 
-    def __init__(self, names: Names, limit: int | None, old_values: str, shared: Shared, drain: Callable[[Connection], None]) -> None:
-        self._names = names
-        self._log = names.qualified(names.events)
-        self._refused = re.compile(rf'relation "(?:[^"]*\.)?{(name := re.escape(names.events))}"|(?:table|sequence) {name}(?:_seq_seq)?\b')
-        """What PostgreSQL says of the log itself, and not of something else that is called alike."""
+    def __init__(self, catalog: Catalog, limit: int | None, old_values: str, shared: Shared, drain: Callable[[Connection], None]) -> None:
+        self._catalog = catalog
         self._limit = limit
         self._before = old_values != "never"
         self._shared = shared
@@ -102,14 +95,13 @@ class Writer:
 
         What was captured before it is written now, so that it comes before it in the log.
         """
-        schema = plan.table.schema if plan.translate is None else plan.translate.get(plan.table.schema, plan.table.schema)
-        stored = self._stored(connection, plan, schema)
+        stored = self._catalog.stored(connection, plan)
         if stored is None:
             return None
         frames = plan.codec.frames.get(context.compiled, _no_frames)
         if stored not in frames:
             made = Framing(plan, context, dict(stored), self._before)
-            frames[stored] = made.frame(self._log, self._limit) if made.covered else None
+            frames[stored] = made.frame(self._catalog.log, self._limit) if made.covered else None
         frame = plan.frame = frames[stored]
         if frame is None or (frame.rows is not None and frame.rows < FEW):
             return None
@@ -128,59 +120,16 @@ class Writer:
         text = f"WITH {ROWS} AS ({sql}{joint}{frame.returning}){frame.rest.format(*places)}"
         return Within(text, given, head.type, sql, parameters)
 
-    # Frames ------------------------------------------------------------------------------------------------------
-
-    def _stored(self, connection: Connection, plan: Plan, schema: str | None) -> Stored | None:
-        """What the database stores in each column of the table; nothing of one that cannot be written in a WITH.
-
-        None in a transaction that has failed: the statement will say so.
-        """
-        known = plan.codec.stored
-        if schema in known:
-            return known[schema]
-        name = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, plan.table.name) if part)
-        cursor = connection.connection.cursor()
-        try:
-            cursor.execute(_LOOK.format(table=literal(name), log=literal(self._log)))
-            pipeline.settle(cursor, connection.dialect)
-            found = frozenset(tuple(row) for row in cursor.fetchall())
-            known[schema] = next((one for one in list(known.values()) if one == found), found)
-            return known[schema]
-        except connection.dialect.loaded_dbapi.Error:
-            return None
-        finally:
-            cursor.close()
-
-    # Errors ------------------------------------------------------------------------------------------------------
-
     def failed(self, plan: Plan, context: Any) -> None:
         """The statement has failed: its error shows what the caller has written.
 
         :raises CaptureError: if it is the log that refuses.
         """
-        error, shown = context.original_exception, context.sqlalchemy_exception
-        if shown is not None:
-            shown.statement, shown.params = plan.within.own_sql, plan.within.own_parameters
-        code, name = str(getattr(error, "sqlstate", "")), self._names.events
-        if code.startswith(("42", "0A")):  # perhaps a column's type has changed, or the table has a rule: look again
-            plan.codec.frames = ByIdentity()
-            plan.codec.stored.clear()
-        if code.startswith(("42", "23514")) and self._refused.search(str(error)) and plan.table.name != name:
-            raise CaptureError(
-                f"events could not be written to {self._log}: {error}; "
-                "if the table is missing or outdated, run: sqla-events migrate URL"
-            ) from error
+        self._catalog.failed(plan, context, plan.within.own_sql, plan.within.own_parameters)
 
 
 def _no_frames(_: Any) -> dict[Stored, Frame | None]:
     return {}
-
-
-_LOOK = """SELECT a.attname, CASE t.typtype WHEN 'e' THEN 'enum' WHEN 'b' THEN t.typname END
-FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-WHERE c.oid = pg_catalog.to_regclass({table}) AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relhasrules
-AND a.attnum > 0 AND NOT a.attisdropped AND (t.typtype = 'e' OR t.typnamespace = 'pg_catalog'::regnamespace)
-AND pg_catalog.has_table_privilege(pg_catalog.to_regclass({log}), 'INSERT')"""
 
 
 def _plain_literals(connection: Connection) -> bool:

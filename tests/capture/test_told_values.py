@@ -220,3 +220,22 @@ def test_a_json_null_in_a_row_that_was_read_is_not_null(stage: Stage) -> None:
     null = '{"/payload/before/doc":"jsonnull"}'
     assert told[:2] == [("update", None, null), ("update", None, None)]
     assert sorted(told[4:], key=repr) == [("delete", None, null), ("delete", None, None), ("delete", {"a": [1, None]}, None)]
+
+
+def test_rows_that_the_caller_asks_for_are_his(stage: Stage) -> None:
+    """One set of parameters, and any columns returned: the event knows the key and the defaults nevertheless."""
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "asked", metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("name", sa.String(20)),
+        sa.Column("state", sa.String(20), server_default="new"),
+    )  # fmt: skip
+    stage.create(metadata)
+    stage.hook()
+    c = table.c
+    asked = ([c.id], [c.name], [c.state], [c.id, c.state], [table], [c.state.label("id")], [c.id + 1])
+    with stage.engine.begin() as connection:
+        got = [connection.execute(table.insert().returning(*columns), {"name": "a"}).one() for columns in asked]
+    assert [tuple(row) for row in got] == [(1,), ("a",), ("new",), (4, "new"), (5, "a", "new"), ("new",), (8,)]
+    assert [(event.key, event.payload["after"]["state"]) for event in stage.check(metadata)] == [(str(key), "new") for key in range(1, 8)]

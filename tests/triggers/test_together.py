@@ -121,7 +121,7 @@ def test_nothing_is_marked_without_triggers(stage: Stage) -> None:
     sa.event.listen(stage.engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
     with Session(stage.engine) as session, session.begin():
         session.add(Tag(id=1, name="a"))
-    assert not [sql for sql in seen if "sqla_events" in sql]
+    assert not [sql for sql in seen if "/*sqla_events" in sql or "guard" in sql]
 
 
 def test_the_guard_is_empty_between_statements(stage: Stage) -> None:

@@ -1,0 +1,405 @@
+"""PostgreSQL: statements of one row that take their event along write what a statement of its own would have written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm.exc import StaleDataError
+
+from sqla_events import CaptureError, event_context, install_crud_hooks
+from sqla_events.capture.frame import ROWS
+from tests.capture.conftest import Stage
+from tests.capture.test_within import same
+
+STRANGE = 'Straße: 100% "{o\'clock}" */ --$1'
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "rows"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str | None] = mapped_column("lbl%", sa.String(50))
+    price: Mapped[Decimal | None] = mapped_column(sa.Numeric(10, 2))
+    doc: Mapped[Any] = mapped_column(sa.JSON, nullable=True)
+    raw: Mapped[Any] = mapped_column(sa.JSON(none_as_null=True), nullable=True)
+    blob: Mapped[bytes | None]
+    hidden: Mapped[str | None] = mapped_column(info={"sqla_events": "exclude"})
+    secret: Mapped[str | None] = mapped_column(info={"sqla_events": "redact"})
+    version: Mapped[int] = mapped_column()
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
+
+
+class Odd(Base):
+    __tablename__ = STRANGE
+    a: Mapped[str] = mapped_column("ключ %s:x", primary_key=True)
+    b: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    c: Mapped[str | None] = mapped_column("it's {0}")
+
+
+class Told(Base):
+    """The database says more than the key."""
+
+    __tablename__ = "told"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str] = mapped_column(server_default="new")
+    changed: Mapped[str | None] = mapped_column(onupdate=sa.text("'now'"))
+    n: Mapped[int | None]
+
+
+class Hidden(Base):
+    """Nobody sees the key."""
+
+    __tablename__ = "hidden"
+    id: Mapped[int] = mapped_column(sa.BigInteger, sa.Identity(start=7), primary_key=True, info={"sqla_events": "exclude"})
+    n: Mapped[int | None]
+
+
+class Random(Base):
+    """A key that the database makes, and that is no number."""
+
+    __tablename__ = "random"
+    id: Mapped[str] = mapped_column(primary_key=True, server_default=sa.text("'k' || nextval('rows_id_seq')"))
+
+
+no_key = sa.Table("no_key", Base.metadata, sa.Column("n", sa.Integer))
+
+
+def row(**values: Any) -> Row:
+    return Row(label="ü\x01\n'%s", price=Decimal("1.10"), doc={"a": [1.5, None]}, blob=b"\0\xff", hidden="h", secret="s", **values)
+
+
+def insert(session: Session) -> Any:
+    session.add(one := row())
+    session.flush()
+    return one.id, one.version
+
+
+def insert_with_key(session: Session) -> Any:
+    session.add(row(id=5))
+    session.flush()
+
+
+def change(session: Session) -> Any:
+    one = session.get_one(Row, 1)
+    one.label, one.price, one.doc, one.secret = None, Decimal("2.00"), None, "t"
+    session.flush()
+    one.hidden, one.raw = "i", [1]
+    session.flush()
+    return one.version
+
+
+def change_key(session: Session) -> Any:
+    session.get_one(Odd, ("a%", 1)).b = 9
+    session.flush()
+
+
+def remove(session: Session) -> Any:
+    session.delete(session.get_one(Row, 1))
+    session.flush()
+
+
+def remove_unseen(session: Session) -> Any:
+    return session.execute(sa.delete(Row).where(Row.id == sa.bindparam("key")), {"key": 2}).rowcount
+
+
+def composite(session: Session) -> Any:
+    session.add(Odd(a="%s", b=2, c="{x}"))
+    session.flush()
+    session.get_one(Odd, ("a%", 1)).c = "$1"
+    session.flush()
+    session.delete(session.get_one(Odd, ("a%", 1)))
+    session.flush()
+
+
+def core(session: Session) -> Any:
+    made = session.execute(sa.insert(Row.__table__), {"lbl%": "x", "version": 1}).inserted_primary_key
+    statement = sa.update(Row.__table__).where(Row.__table__.c.id == sa.bindparam("key"))
+    counts = [session.execute(statement, {"key": key, "secret": "x"}).rowcount for key in (1, 99)]
+    count = session.execute(no_key.insert(), {"n": 1}).rowcount
+    found = session.execute(sa.insert(Row.__table__).returning(Row.__table__.c.id), {"version": 1}).one()
+    return made, counts, count, found, found._fields
+
+
+def raw_sql(session: Session) -> Any:
+    with_comment = sa.insert(no_key).prefix_with("/* -- */")
+    return session.execute(with_comment, {"n": 2}).rowcount
+
+
+def key_of_the_database(session: Session) -> Any:
+    session.add(one := Hidden(n=1))
+    session.flush()
+    return one.id
+
+
+WRITES: list[Callable[[Session], Any]] = [
+    insert, insert_with_key, change, change_key, remove, remove_unseen, composite, core, raw_sql, key_of_the_database,
+]  # fmt: skip
+
+
+def told(session: Session) -> Any:
+    session.add(one := Told(n=1))
+    session.flush()
+    one.n = 2
+    session.flush()
+    return one.state, one.changed
+
+
+def random_key(session: Session) -> Any:
+    session.add(one := Random())
+    session.flush()
+    return one.id
+
+
+def none_for_a_key(session: Session) -> Any:
+    return session.execute(sa.insert(Row.__table__), {"id": None, "version": 1}).inserted_primary_key
+
+
+APART: list[Callable[[Session], Any]] = [told, random_key]
+"""Whose rows the parameters do not tell."""
+
+_RAW = "SELECT key, payload::text, types::text, metadata::text, user_id, session_id, type, schema, entity, operation, source, schema_version FROM events ORDER BY seq"
+
+
+class Run:
+    """What a write has left behind."""
+
+    def __init__(self, connection: sa.Connection, engine: Any, write: Callable[[Session], Any], **capture: Any) -> None:
+        for name in ("rows_id_seq", "hidden_id_seq", "told_id_seq"):
+            connection.exec_driver_sql(f"SELECT setval('{name}', 100)")
+        broker, seen = install_crud_hooks(engine, {"capture": capture}), []
+        listener = lambda *given: seen.append(given[2])  # noqa: E731
+        sa.event.listen(connection.engine, "before_cursor_execute", listener)
+        try:
+            with event_context(user_id=7, session_id="s", it="100%"), Session(connection) as session:
+                self.result = write(session)
+                broker._capture.drain(connection)
+            self.events = [dict(one) for one in connection.exec_driver_sql(_RAW).mappings()]
+            self.carried = sum(ROWS in sql for sql in seen)
+        finally:
+            connection.rollback()
+            sa.event.remove(connection.engine, "before_cursor_execute", listener)
+            broker.uninstall()
+
+
+@pytest.fixture
+def url(postgres_url: str) -> Iterator[sa.URL]:
+    engine = sa.create_engine(postgres_url)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        session.add_all([row(id=1), row(id=2), Odd(a="a%", b=1, c="c")])
+        session.execute(sa.text("SELECT setval('rows_id_seq', 100)"))
+    yield engine.url
+    engine.dispose()
+
+
+def both(connection: sa.Connection, engine: Any, write: Callable[[Session], Any], **capture: Any) -> Run:
+    """The same events and the same result with and without."""
+    apart = Run(connection, engine, write, carry=False, **capture)
+    run = Run(connection, engine, write, **capture)
+    assert apart.carried == 0
+    assert run.result == apart.result
+    same(run.events, apart.events)
+    return run
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg_async", "postgresql+asyncpg"])
+@pytest.mark.parametrize("old_values", ["known", "never"])
+def test_the_same_events(url: sa.URL, driver: str, old_values: str) -> None:
+    """Every kind of write, on every driver; and none of them has had a statement of its own for its event."""
+    found = {}
+
+    def run(connection: sa.Connection, engine: Any) -> None:
+        for write in (*WRITES, *APART):
+            found[write] = both(connection, engine, write, old_values=old_values)
+
+    if driver.endswith("psycopg"):
+        sync_engine = sa.create_engine(url)
+        with sync_engine.connect() as connection:
+            run(connection, sync_engine)
+        sync_engine.dispose()
+    else:
+        asyncio.run(_asynchronously(url.set(drivername=driver), run))
+    assert all(found[write].events for write in found)
+    assert {write.__name__: found[write].carried for write in WRITES} == {
+        write.__name__: len(found[write].events) for write in WRITES  # core: one has matched nothing, one has rows that are the caller's
+    }
+    assert [found[write].carried for write in APART] == [0, 0]
+
+
+async def _asynchronously(url: sa.URL, run: Callable[[sa.Connection, Any], None]) -> None:
+    engine = create_async_engine(url)
+    async with engine.connect() as connection:
+        await connection.run_sync(run, engine)
+    await engine.dispose()
+
+
+def test_what_the_database_makes_stands_where_it_belongs(url: sa.URL) -> None:
+    """In key and payload, and nowhere else."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        (event,) = Run(connection, engine, insert).events
+        assert (event["key"], event["payload"].count("101")) == ("101", 2)
+        (event,) = Run(connection, engine, key_of_the_database).events
+        assert (event["key"], "101" in event["payload"]) == ("101", False)
+        with pytest.raises(sa.exc.IntegrityError) as caught:
+            Run(connection, engine, none_for_a_key)
+        assert ROWS not in str(caught.value)
+
+
+@pytest.fixture
+def stage_of(url: sa.URL) -> Iterator[Callable[..., Stage]]:
+    engine = sa.create_engine(url)
+    stage = Stage(engine, engine)
+
+    def made(**capture: Any) -> Stage:
+        stage.hook(**capture)
+        return stage
+
+    yield made
+    assert stage.broker is not None
+    stage.broker.uninstall()
+    engine.dispose()
+
+
+def keys(stage: Stage) -> list[tuple[str, str | None]]:
+    return [(event.operation or "", event.key) for event in stage.events()]
+
+
+def test_a_row_that_is_gone(stage_of: Callable[..., Stage]) -> None:
+    """No event, and the unit of work notices as ever."""
+    stage = stage_of()
+    with stage.session() as session:
+        one = session.get_one(Row, 1)
+        with stage.engine.begin() as other:
+            other.exec_driver_sql("DELETE FROM rows WHERE id = 1")
+        one.label = "x"
+        with pytest.raises(StaleDataError, match="0 were matched"):
+            session.commit()
+    assert keys(stage) == []
+
+
+def test_order_with_events_that_wait(stage_of: Callable[..., Stage]) -> None:
+    """Many at once wait for the COMMIT; what comes after them waits too; a savepoint lets them go."""
+    stage = stage_of()
+    with stage.session() as session, session.begin():
+        session.add(row(id=9))
+        session.flush()
+        session.add_all([row(id=10), row(id=11)])
+        session.flush()
+        session.get_one(Row, 10).label = "x"
+        session.flush()
+        with session.begin_nested():
+            session.delete(session.get_one(Row, 10))
+        session.begin_nested()
+        session.delete(session.get_one(Row, 11))
+        session.flush()
+        session.get_nested_transaction().rollback()  # type: ignore[union-attr]
+        session.delete(session.get_one(Row, 9))
+    assert keys(stage) == [("create", "9"), ("create", "10"), ("create", "11"), ("update", "10"), ("delete", "10"), ("delete", "9")]
+
+
+def test_the_error_of_the_statement_is_the_callers(stage_of: Callable[..., Stage]) -> None:
+    """It shows what he has written, and nothing is captured."""
+    stage = stage_of()
+    with stage.session() as session:
+        session.add(row(id=1))
+        with pytest.raises(sa.exc.IntegrityError) as caught:
+            session.commit()
+    assert str(caught.value.statement).startswith("INSERT INTO rows")
+    assert len(caught.value.params) == len(Row.__table__.columns)
+    assert keys(stage) == []
+
+
+def test_the_error_of_a_listener(stage_of: Callable[..., Stage]) -> None:
+    """After the statement, and caught: the event is in the log as the row is in the table."""
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    stage = stage_of()
+    for name in ("after_cursor_execute", "after_execute"):
+        for first in (True, False):
+            with stage.engine.begin() as connection:
+                sa.event.listen(stage.engine, name, fail, insert=first)
+                with pytest.raises(ZeroDivisionError):
+                    connection.execute(no_key.insert(), {"n": 1})
+                sa.event.remove(stage.engine, name, fail)
+    assert len(keys(stage)) == 4
+
+
+def test_tables_that_cannot_be_written_in_a_with(stage_of: Callable[..., Stage]) -> None:
+    """One with a rule from the start; one that gets its rule later fails once, as it can."""
+    stage = stage_of()
+    rule = "CREATE RULE r AS ON INSERT TO {} WHERE new.n = 8 DO ALSO SELECT 1"
+    with stage.engine.begin() as connection:
+        connection.exec_driver_sql(rule.format("hidden"))
+    with stage.session() as session, session.begin():
+        session.add(Hidden(n=1))
+    with stage.engine.begin() as connection:
+        connection.execute(no_key.insert(), {"n": 1})
+    with stage.engine.begin() as connection:
+        connection.exec_driver_sql(rule.format("no_key"))
+    with pytest.raises(sa.exc.NotSupportedError) as caught, stage.engine.begin() as connection:
+        connection.execute(no_key.insert(), {"n": 2})
+    assert ROWS not in str(caught.value.statement)
+    with stage.engine.begin() as connection:
+        connection.execute(no_key.insert(), {"n": 3})
+    assert [event.payload["after"]["n"] for event in stage.events()] == [1, 1, 3]
+
+
+def test_a_log_that_refuses(stage_of: Callable[..., Stage]) -> None:
+    """From the start, and from later on."""
+    stage = stage_of()
+    with stage.engine.begin() as connection:
+        connection.execute(no_key.insert(), {"n": 1})
+    with stage.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE events RENAME TO gone")
+    for number in range(2):
+        with pytest.raises(CaptureError, match="sqla-events migrate"), stage.engine.begin() as connection:
+            connection.execute(no_key.insert(), {"n": number})
+
+
+def test_payloads_that_fail(stage_of: Callable[..., Stage]) -> None:
+    """Before the statement, and nothing is left behind."""
+    stage = stage_of(max_payload_bytes=100)
+    with stage.session() as session:
+        session.add(row())
+        with pytest.raises(CaptureError, match="max_payload_bytes"):
+            session.flush()
+        session.rollback()
+        session.add(Hidden(n=1))
+        session.commit()
+    assert len(keys(stage)) == 1
+
+
+def test_another_listener_may_write_into_the_sql(stage_of: Callable[..., Stage]) -> None:
+    """A comment at the end, before ours comes and after it."""
+    stage = stage_of()
+    for first in (True, False):
+        comment = lambda c, cursor, sql, *_: (sql + " -- it's %%s", _[0])  # noqa: E731
+        sa.event.listen(stage.engine, "before_cursor_execute", comment, retval=True, insert=first)
+        with stage.session() as session, session.begin():
+            session.add(row())
+        sa.event.remove(stage.engine, "before_cursor_execute", comment)
+    assert [operation for operation, _ in keys(stage)] == ["create"] * 2
+
+
+def test_in_a_pipeline(stage_of: Callable[..., Stage]) -> None:
+    """psycopg does not know the number of rows then."""
+    stage = stage_of()
+    with stage.engine.begin() as connection:
+        driver: Any = connection.connection.driver_connection
+        with driver.pipeline():
+            connection.execute(no_key.insert(), {"n": 1})
+            connection.execute(no_key.insert(), {"n": 2})
+    assert len(keys(stage)) == 2
