@@ -161,4 +161,4 @@ def _makes_key(told: Program, returning: Sequence[Any], plan: Plan) -> bool:
         return False
     (key,) = plan.codec.key
     codec = plan.codec.key_codecs[key]
-    return returning[0].key == key and told.moved == {key} and codec.expected is int and codec.bind is None
+    return returning[0].key == key and told.moved == {key} and codec.expected is int and codec.plain_key
