@@ -19,9 +19,11 @@ from sqla_events.errors import ConfigError
 from sqla_events.schema import Tables
 from sqla_events.signals import Fact, Gap, Signals
 
+from . import renamed
+from .log import DEFAULT_SCHEMA
 from .mutants import MUTANTS, Mutant
 from .postgresql import PostgreSQL
-from .proof import DEFAULT_SCHEMA, Proof, Report, writes
+from .proof import Proof, Report, writes
 from .sqlite import SQLite
 
 DATABASES = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
@@ -101,7 +103,7 @@ class Hooked:
         except ConfigError:
             return
         event.listen(engine, "connect", self._connect)
-        for name in ("before_cursor_execute", "rollback", "rollback_twophase"):
+        for name in ("before_cursor_execute", "do_execute", "do_execute_no_params", "do_executemany", "rollback", "rollback_twophase"):
             event.listen(engine, name, getattr(self, f"_{name}"))
         self.capture.install()
         for name in ("commit", "prepare_twophase", "commit_twophase", "reset"):
@@ -122,6 +124,18 @@ class Hooked:
             _over(proof)
         elif writes(sql, context):
             _safely(proof.before_write)
+
+    def _do_execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> None:
+        if context is not None and (context.isinsert or context.isupdate or context.isdelete) and context.compiled is not None:
+            table = table_of(unwrapped(context.invoked_statement))
+            written = None if table is None else renamed.note(sql, str(table.name))
+            if written is not None and self.proof is not None:
+                self.proof.tables[written] = table
+
+    _do_executemany = _do_execute
+
+    def _do_execute_no_params(self, cursor: Any, sql: str, context: Any) -> None:
+        self._do_execute(cursor, sql, (), context)
 
     def _commit(self, connection: Connection, *_: Any) -> None:
         proof = _proof_of(connection)

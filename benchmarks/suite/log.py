@@ -9,7 +9,10 @@ from typing import Any
 from sqla_events.capture.outbox import COLUMNS
 from sqla_events.event import Event, decode_values
 
-READ = "seq, type, schema, entity, operation, key, payload, types"
+DEFAULT_SCHEMA = "public"
+"""What events say of a table whose schema is the connection's own."""
+
+READ = "seq, type, schema, entity, operation, key, payload, metadata, types"
 
 
 def columns(**kinds: str) -> str:
@@ -20,9 +23,12 @@ def columns(**kinds: str) -> str:
 def decoded(rows: Iterable[Any]) -> list[Event]:
     """Events from rows of ``READ``, JSON as text."""
     found = []
-    for seq, kind, schema, entity, operation, key, payload, types in rows:
-        value, _ = decode_values(payload, None, types)
+    for seq, kind, schema, entity, operation, key, payload, metadata, types in rows:
+        value, about = decode_values(payload, metadata, types)
         found.append(
-            Event(type=kind, id=uuid.UUID(int=seq), schema=schema, entity=entity, operation=operation, key=key, payload=value, seq=seq)
+            Event(
+                type=kind, id=uuid.UUID(int=seq), schema=schema, entity=entity, operation=operation,
+                key=key, payload=value, metadata=about, seq=seq,
+            )
         )
     return found

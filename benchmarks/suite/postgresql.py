@@ -6,6 +6,7 @@ The log is no temporary table, because a transaction that has touched one cannot
 from __future__ import annotations
 
 import copy as copying
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from sqla_events.event import Event
 from sqla_events.schema import Names
 
 from . import log
-from .proof import DEFAULT_SCHEMA, CopyEngine, Name
+from .log import DEFAULT_SCHEMA
+from .proof import CopyEngine, Name
 
 LOG = Names(events="suite_log", schema="suite")
 
@@ -67,7 +69,7 @@ class PostgreSQL:
         return int(_all(raw, "SELECT coalesce(max(seq), 0) FROM suite.suite_log")[0][0])
 
     def events(self, raw: Any, since: int) -> list[Event]:
-        columns = log.READ.replace("payload", "payload::text").replace("types", "types::text")
+        columns = re.sub("(payload|metadata|types)", r"\1::text", log.READ)
         return log.decoded(
             _all(raw, f"SELECT {columns} FROM suite.suite_log WHERE seq > {since} AND pid = pg_backend_pid() ORDER BY seq")
         )

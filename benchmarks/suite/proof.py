@@ -22,10 +22,11 @@ from sqla_events.errors import EventError
 from sqla_events.event import Event
 from sqla_events.testing.replay import apply_event, plain_table
 
+from .log import DEFAULT_SCHEMA
+from .renamed import as_written
+
 Name = tuple[str | None, str]
 """Schema, or None for the connection's own, and name of a table."""
-
-DEFAULT_SCHEMA = "public"
 
 
 class Database(Protocol):
@@ -120,7 +121,7 @@ class Proof:
             if not connection.closed and not connection.invalidated and connection.connection.dbapi_connection is self.raw:
                 capture.drain(connection)
         after = self.database.contents(self.raw)
-        events = mutate(self.database.events(self.raw, self._since))
+        events = [as_written(event) for event in mutate(self.database.events(self.raw, self._since))]
         report.checks += 1
         report.rows += sum(rows.total() for rows in after.values())
         report.events += len(events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,32 @@ def test_what_another_transaction_has_committed_is_no_difference(empty_postgres_
                 if around:
                     one.connection.cursor().execute("DELETE FROM proof_links")
             assert bool(report.differences) is around
+
+
+@pytest.mark.parametrize("mutant", [None, "events", "column"])
+def test_a_table_that_a_listener_of_the_application_renames(
+    proving: tuple[sa.Engine, Report], monkeypatch: pytest.MonkeyPatch, mutant: str | None
+) -> None:
+    """Its events have the name that the metadata has, and are compared with the table that was written."""
+    engine, report = proving
+    for shard in ("one", "two"):
+        Page.__table__.to_metadata(sa.MetaData(), name=f"{shard}_pages").create(engine)  # type: ignore[attr-defined]
+    monkeypatch.setattr(hooks, "_mutate", MUTANTS[mutant])
+
+    @sa.event.listens_for(engine, "before_cursor_execute", retval=True)
+    def rename(connection: Any, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> tuple[str, Any]:
+        return re.sub(r"\bproof_pages\b", f"{connection.get_execution_options()['shard']}_pages", sql), parameters
+
+    for shard in ("one", "two", "one"):
+        with engine.connect().execution_options(shard=shard) as connection, Session(connection) as session:
+            session.add_all(pages := [Page(title=f"{shard} {n}") for n in range(60)])
+            session.flush()
+            pages[1].title = "changed"
+            session.execute(sa.delete(Page).where(Page.title.like("%7")))
+            session.commit()
+    assert bool(report.differences) is bool(mutant)
+    assert (report.unchecked, report.gaps) == ([], [])
+    assert report.events > 190
 
 
 def record(**about: Any) -> dict[str, Any]:
