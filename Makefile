@@ -13,7 +13,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 RUN := $(VENV)/bin/python
 JSON_OPTION := $(if $(JSON),--json $(JSON))
 
-.PHONY: demo test test-sqlalchemy20 test-oldest-nats test-local-servers test-conformance soak chaos capture-machine sqlalchemy-suite lint types format bench bench-capture bench-relay wheel clean
+.PHONY: demo test test-sqlalchemy20 test-oldest-nats test-local-servers test-conformance soak chaos capture-machine sqlalchemy-suite sqlalchemy-suite20 lint types format bench bench-capture bench-relay wheel clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m sqla_events demo $(ARGS)
@@ -50,6 +50,10 @@ capture-machine: $(VENV)/.test
 
 sqlalchemy-suite: $(VENV)/.test
 	$(RUN) benchmarks/sqlalchemy_suite.py $(JSON_OPTION) $(ARGS)
+
+# The same on the oldest SQLAlchemy line that is supported.
+sqlalchemy-suite20: .venv20/.test
+	.venv20/bin/python benchmarks/sqlalchemy_suite.py $(JSON_OPTION) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check sqla_events tests migrations examples $(wildcard benchmarks)

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.sql.dml import UpdateBase
 
 from sqla_events.bridge import refuse_autocommit
-from sqla_events.capture import Capture
+from sqla_events.capture import Capture, select
 from sqla_events.capture.plan import table_of, unwrapped
 from sqla_events.capture.settings import CaptureSettings
 from sqla_events.errors import ConfigError
@@ -50,6 +50,20 @@ def install(mutant: str | None, report: Callable[[], Report]) -> None:
             Hooked(self, DATABASES[dialect.name])
 
     Engine.__init__ = init  # type: ignore[method-assign]
+
+
+def select_unseen() -> None:
+    """Let no listener see the SELECTs of capture from now on: what a test then sees is what it would see without hooks."""
+    run = select._run
+
+    def unseen(connection: Connection, *query: Any) -> Any:
+        seen = connection.__dict__.pop("dispatch")
+        try:
+            return run(connection, *query)
+        finally:
+            connection.dispatch = seen
+
+    select._run = unseen
 
 
 def check_all() -> None:

@@ -29,36 +29,30 @@ def failed(record: Record) -> bool:
     return record["outcome"].startswith(BAD)
 
 
-@dataclass(frozen=True)
-class Excuses:
-    """Tests that fail, or whose replay differs, for a reason that is no fault of capture's; reason by test."""
+Excuses = dict[str, str]
+"""Tests that fail for a reason that is no fault of capture's; reason by test. A replay that differs has no excuse."""
 
-    failing: dict[str, str]
-    differing: dict[str, str]
-
-    @classmethod
-    def read(cls, file: Path) -> Excuses:
-        """From sections ``[fails: reason]`` and ``[differs: reason]``, each followed by tests, a line each."""
-        found: dict[str, dict[str, str]] = {"fails": {}, "differs": {}}
-        kind = reason = ""
-        for line in file.read_text().splitlines() if file.exists() else ():
-            line = line.strip()
-            if line.startswith("["):
-                kind, _, reason = line.strip("[]").partition(": ")
-            elif line and not line.startswith("#"):
-                found[kind][line] = reason
-        return cls(found["fails"], found["differs"])
-
-    def write(self, file: Path) -> None:
-        """The same file again, sorted."""
-        lines = [_HEAD]
-        for kind, tests in (("fails", self.failing), ("differs", self.differing)):
-            for reason in sorted(set(tests.values())):
-                lines += ["", f"[{kind}: {reason}]", *sorted(test for test, why in tests.items() if why == reason)]
-        file.write_text("\n".join(lines) + "\n")
+_HEAD = """# Read by outcome.py. Tests of SQLAlchemy's that fail with the hooks because they see SELECTs of ours, and which.
+# Each passes where no listener sees these SELECTs: make sqlalchemy-suite runs it that way, too."""
 
 
-_HEAD = "# Read by outcome.py. Tests of SQLAlchemy's that fail with the hooks, or whose replay differs, and why that is no fault."
+def read_excuses(file: Path) -> Excuses:
+    """From sections ``[reason]``, each followed by tests, a line each."""
+    found, reason = {}, ""
+    for line in file.read_text().splitlines() if file.exists() else ():
+        if line.startswith("["):
+            reason = line.strip("[]")
+        elif line and not line.startswith("#"):
+            found[line] = reason
+    return found
+
+
+def write_excuses(excuses: Excuses, file: Path) -> None:
+    """The same file again, sorted."""
+    lines = [_HEAD]
+    for reason in sorted(set(excuses.values())):
+        lines += ["", f"[{reason}]", *sorted(test for test, why in excuses.items() if why == reason)]
+    file.write_text("\n".join(lines) + "\n")
 
 
 @dataclass
@@ -78,6 +72,8 @@ class Outcome:
     gaps: list[Record] = field(default_factory=list)
     """Differ only in tables that a reported gap has written."""
     unchecked: list[Record] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+    """Fail only because they see SELECTs of ours, and no reason is listed."""
     stale: list[str] = field(default_factory=list)
     """Excused, and pass."""
 
@@ -86,36 +82,39 @@ class Outcome:
         return not self.failing and not self.differing
 
 
-def compared(database: str, hooked: dict[str, Record], failing_without: set[str], excuses: Excuses) -> Outcome:
-    """What a run with hooks says, given the tests that fail without them too."""
+def compared(database: str, hooked: dict[str, Record], failing_without: set[str], seeing: set[str], excuses: Excuses) -> Outcome:
+    """What a run with hooks says.
+
+    :param failing_without: tests that fail without hooks too.
+    :param seeing: tests that fail because they see SELECTs of ours: they pass where no listener does. No other failure is excused.
+    """
     found = Outcome(database)
     for test, record in hooked.items():
-        _add_outcome(found, test, record, test in failing_without, excuses)
-        _add_replay(found, test, record, excuses)
+        if test not in failing_without:
+            _add_outcome(found, test, record, excuses.get(test), test in seeing)
+        _add_replay(found, record)
     return found
 
 
-def _add_outcome(found: Outcome, test: str, record: Record, failed_before: bool, excuses: Excuses) -> None:
+def _add_outcome(found: Outcome, test: str, record: Record, reason: str | None, seeing: bool) -> None:
     if not failed(record):
         found.passed += record["outcome"] == "passed"
-        if test in excuses.failing:
+        if reason is not None:
             found.stale.append(test)
-    elif not failed_before:
-        if test in excuses.failing:
-            found.excused[test] = excuses.failing[test]
-        else:
-            found.failing.append(record)
+    elif reason is not None and seeing:
+        found.excused[test] = reason
+    else:
+        found.failing.append(record)
+        if seeing:
+            found.unlisted.append(test)
 
 
-def _add_replay(found: Outcome, test: str, record: Record, excuses: Excuses) -> None:
+def _add_replay(found: Outcome, record: Record) -> None:
     found.checked += record["checks"] > 0
     for name in ("checks", "events", "rows"):
         setattr(found, name, getattr(found, name) + record[name])
     if record["differences"]:
-        if test in excuses.differing:
-            found.excused[test] = excuses.differing[test]
-        else:
-            found.differing.append(record)
+        found.differing.append(record)
     elif record["behind_gaps"]:
         found.gaps.append(record)
     if record["unchecked"]:
@@ -123,21 +122,6 @@ def _add_replay(found: Outcome, test: str, record: Record, excuses: Excuses) -> 
 
 
 # What it looks like -------------------------------------------------------------------------------------------------
-
-_REASONS = (
-    (re.compile(r"assertsql\.py:\d+: AssertionError|assert_sql_count|Expected \d+ statements|CountStatements"), "asserts the emitted SQL or the number of statements"),
-)
-
-
-def classified(records: Iterable[Record]) -> dict[str, str]:
-    """The reasons that can be told from the traceback; others need eyes."""
-    found = {}
-    for record in records:
-        for pattern, reason in _REASONS:
-            if pattern.search(record["text"]):
-                found[_DATABASE.sub("", record["test"])] = reason
-    return found
-
 
 COLUMNS = ("database", "passed", "failed", "excused", "tests replayed", "checks", "events", "rows compared", "differences", "reported gaps", "not checkable")
 

@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sqla_events")
     group.addoption("--suite-record", help="folder for the record of each test")
     group.addoption("--suite-hooks", action="store_true", help="install the hooks on every engine")
+    group.addoption("--suite-unseen", action="store_true", help="no listener sees the SELECTs of the hooks")
     group.addoption("--suite-only", help="a file with the names of the tests to run, a line each")
     group.addoption("--suite-mutant", help="damage the events: see mutants.py")
 
@@ -29,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
         from benchmarks.suite import hooks
 
         hooks.install(config.getoption("suite_mutant"), lambda: current)
+        if config.getoption("suite_unseen"):
+            hooks.select_unseen()
         config.pluginmanager.register(_Proving(hooks), "sqla_events_proving")
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker is not None or not config.getoption("numprocesses", None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from benchmarks.suite import hooks
 from benchmarks.suite.mutants import MUTANTS
-from benchmarks.suite.outcome import Excuses, compared, records, table
+from benchmarks.suite.outcome import compared, read_excuses, records, table, write_excuses
 from benchmarks.suite.proof import Report
+from sqla_events.capture import select
 
 
 class Base(DeclarativeBase):
@@ -31,6 +32,18 @@ class Page(Base):
     title: Mapped[str]
     views: Mapped[int] = mapped_column(default=0)
     linked: Mapped[list[Page]] = relationship(secondary=links, primaryjoin="Page.id == proof_links.c.page", secondaryjoin="Page.id == proof_links.c.other")
+
+
+class Owner(Base):
+    __tablename__ = "proof_owners"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Owned(Base):
+    __tablename__ = "proof_owned"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner_id: Mapped[int] = mapped_column(sa.ForeignKey("proof_owners.id", ondelete="CASCADE"))
+    owner: Mapped[Owner] = relationship()
 
 
 @pytest.fixture
@@ -164,29 +177,57 @@ def record(**about: Any) -> dict[str, Any]:
 )
 def test_outcomes(found: dict[str, Any], good: bool, counts: tuple[int, ...]) -> None:
     """What counts as what."""
-    one = compared("sqlite", {"t.py::A::test": found}, set(), Excuses({}, {}))
+    one = compared("sqlite", {"t.py::A::test": found}, set(), set(), {})
     assert (one.passed, len(one.failing), len(one.differing), len(one.gaps)) == counts
     assert one.good is good
     assert "sqlite" in table([one])
 
 
-@pytest.mark.parametrize("excuse", [lambda test: Excuses({test: "r"}, {}), lambda test: Excuses({}, {test: "r"})])
-def test_excuses(excuse: Callable[[str], Excuses], tmp_path: Path) -> None:
-    """A failure and a difference are excused each on its own, by a list that is a file."""
-    excuse("t.py::A::test").write(tmp_path / "list")
-    excuses = Excuses.read(tmp_path / "list")
-    assert excuses == excuse("t.py::A::test")
-    one = compared("sqlite", {"t.py::A::test": record(outcome="failed", differences=["x"])}, set(), excuses)
-    assert not one.good
-    assert one.excused == {"t.py::A::test": "r"}
-    assert len(one.failing) + len(one.differing) == 1
+@pytest.mark.parametrize(
+    ("found", "seeing", "listed", "excused"),
+    [
+        (record(outcome="failed"), True, True, True),
+        (record(outcome="failed"), True, False, False),
+        (record(outcome="failed"), False, True, False),
+        (record(outcome="failed", differences=["x"]), True, True, False),
+    ],
+)
+def test_excuses(found: dict[str, Any], seeing: bool, listed: bool, excused: bool, tmp_path: Path) -> None:
+    """A failure is excused if it is listed and nothing fails where our SELECTs are not seen; a difference never is."""
+    test = "t.py::A::test[a-b]"
+    write_excuses({test: "a reason"} if listed else {}, tmp_path / "list")
+    one = compared("sqlite", {test: found}, set(), {test} if seeing else set(), read_excuses(tmp_path / "list"))
+    assert one.good is excused
+    assert one.excused == ({test: "a reason"} if listed and seeing else {})
+    assert one.unlisted == ([test] if seeing and not listed else [])
 
 
 def test_a_test_that_fails_without_hooks_too_is_no_failure_of_theirs() -> None:
     """It is not excused either: there is nothing to excuse."""
-    one = compared("sqlite", {"t.py::A::test": record(outcome="failed")}, {"t.py::A::test"}, Excuses({}, {}))
+    test = "t.py::A::test"
+    one = compared("sqlite", {test: record(outcome="failed")}, {test}, set(), {})
     assert one.good
     assert not one.excused
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_our_selects_are_out_of_sight(proving: tuple[sa.Engine, Report], monkeypatch: pytest.MonkeyPatch, unseen: bool) -> None:
+    """Where the run asks for it; the events are the same."""
+    monkeypatch.setattr(select, "_run", select._run)
+    if unseen:
+        hooks.select_unseen()
+    engine, report = proving
+    seen: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *about: seen.append(about[2]))
+    with Session(engine) as session:
+        session.add(page := Owned(id=1, owner=Owner(id=1)))
+        session.flush()
+        session.expunge(page)
+        session.execute(sa.delete(Owner))
+        session.commit()
+    assert any(sql.startswith("SELECT") for sql in seen) is not unseen
+    assert (report.differences, report.unchecked, report.gaps) == ([], [], [])
+    assert report.events == (4 if engine.dialect.name == "postgresql" else 3)
 
 
 def test_records_are_read_without_the_database_in_their_names(tmp_path: Path) -> None:
