@@ -54,10 +54,13 @@ class PostgreSQL:
                       "created_at timestamptz NOT NULL DEFAULT now(), pid integer NOT NULL DEFAULT pg_backend_pid())")  # fmt: skip
         raw.commit()
 
-    def usable(self, raw: Any) -> bool:
-        if raw.closed or raw.autocommit:
-            return False
-        return raw.info.transaction_status in (TransactionStatus.IDLE, TransactionStatus.INTRANS)
+    def trouble(self, raw: Any) -> str | None:
+        if raw.closed:
+            return "the connection is closed"
+        if raw.autocommit:
+            return "the connection is in autocommit"
+        status = raw.info.transaction_status
+        return None if status in (TransactionStatus.IDLE, TransactionStatus.INTRANS) else f"the transaction is {status.name}"
 
     def written(self, raw: Any) -> set[Name] | None:
         """A transaction sees what others have committed since it began, and holds a lock on each table that it has written itself."""

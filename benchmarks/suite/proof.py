@@ -50,8 +50,8 @@ class Database(Protocol):
     def copy(self, raw: Any, dialect: Any, tables: dict[Name, Counter[Any]]) -> Any:
         """A context manager: (connection to copies of these tables, what renames a table, what reads a copy)."""
 
-    def usable(self, raw: Any) -> bool:
-        """Whether anything can be asked over the connection now."""
+    def trouble(self, raw: Any) -> str | None:
+        """Why nothing can be asked over the connection now; None where it can."""
 
 
 class CopyEngine(Engine):
@@ -101,7 +101,7 @@ class Proof:
 
     def before_write(self) -> None:
         """Take note of how things are, unless that is known."""
-        if self._before is None and self.database.usable(self.raw):
+        if self._before is None and self.database.trouble(self.raw) is None:
             self._before, self._since = self.database.contents(self.raw), self.database.last(self.raw)
 
     def forget(self) -> None:
@@ -113,8 +113,8 @@ class Proof:
         """Compare, if anything was written."""
         if self._before is None:
             return
-        if not self.database.usable(self.raw):
-            report.unchecked.append("the transaction is aborted, or the connection closed")
+        if trouble := self.database.trouble(self.raw):
+            report.unchecked.append(trouble)
             return
         written = self.database.written(self.raw)
         for connection, capture in list(self.connections.items()):
@@ -135,7 +135,7 @@ class Proof:
         changed = {name for name, rows in after.items() if rows != self._before.get(name, Counter())}
         touched = named | (changed if written is None else changed & written)
         concerned = {name: self._before.get(name, Counter()) for name in touched if name in after}
-        found = [(name, f"{name}: events of a table that is not there") for name in named if name not in after and name in self._before]
+        found = [(name, f"{name}: events of a table that is not there") for name in named - after.keys()]
         if not concerned:
             return found
         dialect = next(iter(self.connections)).dialect

@@ -31,12 +31,12 @@ class SQLite:
         cursor.execute(f"CREATE TEMP TABLE IF NOT EXISTS suite_log (seq INTEGER PRIMARY KEY, {log.columns(schema_version='integer')})")
         cursor.close()
 
-    def usable(self, raw: Any) -> bool:
+    def trouble(self, raw: Any) -> str | None:
         try:
             _all(raw, "SELECT 1")
-        except sqlite3.Error:
-            return False
-        return True
+        except sqlite3.Error as error:
+            return str(error)
+        return None
 
     def written(self, raw: Any) -> None:
         """A transaction that writes is the only one, and sees no other's commits."""
