@@ -1,7 +1,8 @@
 """Tables that a listener of a test's own renames in the SQL.
 
 An event has the name that the metadata has, and the rows are in a table of another name: which one, only the SQL that the
-driver gets says. So the events of such a statement carry that name to the replay, in their metadata.
+driver gets says. So the events of such a statement carry that name to the replay, in their metadata. That is for SQLite: on
+PostgreSQL a statement of one row takes its event along, which is made before that listener is asked.
 """
 
 from __future__ import annotations
