@@ -70,8 +70,8 @@ class Carrier:
         self, connection: Connection, buffer: Buffer, plan: Plan, sql: str, parameters: Any, context: Any
     ) -> tuple[str, Any]:
         """The statement with its event, of which ``plan.carry`` knows then; as it is where that cannot be."""
-        if buffer.rows or not self._may(connection, plan, parameters, context):
-            return sql, parameters
+        if buffer.rows or sql.startswith("WITH") or not self._may(connection, plan, parameters, context):
+            return sql, parameters  # so that it comes after what waits; as somebody has put it into a WITH
         number = a_number() if plan.program.makes_key else None
         event = self._events(connection, plan, _rows(plan, buffer, context, number))[0]
         plan.carry = Carried(event, sql, parameters)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from decimal import Decimal
+from random import Random as Shuffled
 from typing import Any
 
 import pytest
@@ -13,10 +17,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.orm.exc import StaleDataError
 
-from sqla_events import CaptureError, event_context, install_crud_hooks
+from sqla_events import CaptureError, Event, event_context, install_crud_hooks
 from sqla_events.capture.frame import ROWS
 from tests.capture.conftest import Stage
 from tests.capture.test_within import same
+from tests.integration.shop import eventually
 
 STRANGE = 'Straße: 100% "{o\'clock}" */ --$1'
 
@@ -62,6 +67,11 @@ class Hidden(Base):
     __tablename__ = "hidden"
     id: Mapped[int] = mapped_column(sa.BigInteger, sa.Identity(start=7), primary_key=True, info={"sqla_events": "exclude"})
     n: Mapped[int | None]
+
+
+class Empty(Base):
+    __tablename__ = "empty"
+    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Random(Base):
@@ -141,8 +151,15 @@ def key_of_the_database(session: Session) -> Any:
     return one.id
 
 
+def nothing_but_a_key(session: Session) -> Any:
+    session.add(one := Empty())
+    session.flush()
+    return one.id
+
+
 WRITES: list[Callable[[Session], Any]] = [
     insert, insert_with_key, change, change_key, remove, remove_unseen, composite, core, raw_sql, key_of_the_database,
+    nothing_but_a_key,
 ]  # fmt: skip
 
 
@@ -174,7 +191,7 @@ class Run:
     """What a write has left behind."""
 
     def __init__(self, connection: sa.Connection, engine: Any, write: Callable[[Session], Any], **capture: Any) -> None:
-        for name in ("rows_id_seq", "hidden_id_seq", "told_id_seq"):
+        for name in ("rows_id_seq", "hidden_id_seq", "told_id_seq", "empty_id_seq"):
             connection.exec_driver_sql(f"SELECT setval('{name}', 100)")
         broker, seen = install_crud_hooks(engine, {"capture": capture}), []
         listener = lambda *given: seen.append(given[2])  # noqa: E731
@@ -392,6 +409,54 @@ def test_another_listener_may_write_into_the_sql(stage_of: Callable[..., Stage])
             session.add(row())
         sa.event.remove(stage.engine, "before_cursor_execute", comment)
     assert [operation for operation, _ in keys(stage)] == ["create"] * 2
+
+
+def test_a_statement_that_is_in_a_with_already(url: sa.URL) -> None:
+    """Data is changed at the top of a WITH only."""
+    wrap = lambda c, cursor, sql, given, *_: (f"WITH mine AS ({sql} RETURNING 1) SELECT * FROM mine", given)  # noqa: E731
+    engine = sa.create_engine(url)
+    sa.event.listen(engine, "before_cursor_execute", wrap, retval=True)
+    broker = install_crud_hooks(engine)
+    with engine.begin() as connection:
+        connection.execute(no_key.insert(), {"n": 1})
+    sa.event.remove(engine, "before_cursor_execute", wrap)
+    assert len(broker.list()) == 1
+    broker.uninstall()
+    engine.dispose()
+
+
+def test_order_while_transactions_stay_open(url: sa.URL) -> None:
+    """Numbers are taken long before the COMMIT then: each row's events come to a reader once, and in its order."""
+    engine = sa.create_engine(url, pool_size=10)
+    broker = install_crud_hooks(engine)
+    versions: dict[int, list[int]] = {}
+
+    @broker.subscribe("public.rows.update")
+    def note(event: Event) -> None:
+        versions.setdefault(event.payload["key"]["id"], []).append(event.payload["after"]["version"])
+
+    def change_some(seed: int) -> None:
+        random = Shuffled(seed)
+        for _ in range(40):
+            with Session(engine) as session, suppress(ZeroDivisionError), session.begin():
+                for key in sorted(random.sample(range(10, 20), 2)):
+                    session.get_one(Row, key, with_for_update=True).price = Decimal(random.randrange(10**6)) / 100
+                    session.flush()
+                    time.sleep(random.random() / 100)
+                if random.random() < 0.2:
+                    raise ZeroDivisionError
+
+    with Session(engine) as session, session.begin():
+        session.add_all([row(id=key) for key in range(10, 20)])
+    broker.start()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(change_some, range(8)))
+    with engine.connect() as connection:
+        expected = {key: list(range(2, version + 1)) for key, version in connection.execute(sa.select(Row.id, Row.version).where(Row.id >= 10))}
+    eventually(lambda: versions == {key: numbers for key, numbers in expected.items() if numbers})
+    broker.stop()
+    broker.uninstall()
+    engine.dispose()
 
 
 def test_in_a_pipeline(stage_of: Callable[..., Stage]) -> None:
