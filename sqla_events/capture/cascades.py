@@ -13,13 +13,17 @@ a SELECT of its rows, and one or two for each table that refers to it. ``capture
 Why nothing slips between looking and writing: on PostgreSQL the statement's rows are locked first, and a row that refers
 to one of them cannot be added while they are; on SQLite the write lock is taken before looking. A row of the statement
 itself that appears in between (READ COMMITTED) is noticed, and is a reported gap.
+
+What has to be held is every row that may change, as it was, for when the statement is done: a tuple of its values. What
+became of them is looked at, and written, some rows at a time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,12 +32,15 @@ from sqlalchemy.engine import Connection
 from .codec import TableCodec
 from .column import Loaded
 from .plan import Plan, Row, Shape
-from .select import matching, present_rows, reserve
+from .select import matching, portions, present_rows, reserve
 
 Values = dict[str, Loaded]
 OnMissed = Callable[[Plan, str], None]
 
 _CHANGES = ("CASCADE", "SET NULL", "SET DEFAULT")
+
+PORTION = 1000
+"""Rows that are looked at again at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +61,44 @@ class Link:
 
 
 @dataclass(slots=True)
+class Held:
+    """Rows of one table as they were, by their key."""
+
+    names: tuple[str, ...]
+    """Keys of the columns."""
+    rows: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def add(self, found: Iterable[tuple[str, Values]]) -> list[str]:
+        """Further rows; returns the keys of those that were not here."""
+        new = []
+        for key, row in found:
+            if key not in self.rows:
+                self.rows[key] = tuple([value.value for value in row.values()])
+                new.append(key)
+        return new
+
+    def values(self, key: str) -> Values:
+        """One row."""
+        return dict(zip(self.names, map(Loaded, self.rows[key]), strict=True))
+
+    def of(self, keys: Iterable[str], names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """What some rows have in some columns."""
+        places = [self.names.index(name) for name in names]
+        return (tuple([self.rows[key][place] for place in places]) for key in keys)
+
+
+@dataclass(slots=True)
 class Reached:
     """What one statement may change beside its own rows, as it was before it."""
 
-    parents: list[Values]
+    parents: Held
     """Of the statement's rows: key, and the columns that are referred to."""
     links: list[tuple[sa.Table, Link]] = field(default_factory=list)
     """Followed foreign keys, nearest first, each with the table that is referred to."""
-    rows: dict[sa.Table, dict[str, Values]] = field(default_factory=dict)
-    """Rows that may change, by their key."""
+    rows: dict[sa.Table, Held] = field(default_factory=dict)
+    """Rows that may change."""
     how: dict[tuple[sa.Table, str], Link] = field(default_factory=dict)
-    """The foreign key by which a row was found first."""
+    """The foreign key by which a row was found first, of tables without a key."""
     held: list[Row] = field(default_factory=list)
     """What the statement itself wrote: events of deleted children come first."""
 
@@ -116,25 +150,29 @@ class Cascades:
         if not links:
             return None
         reserve(connection)
-        columns = dict.fromkeys((*plan.codec.key, *(name for link in links for name in link.referred)))
-        reached = Reached(_parents(connection, plan, context, list(columns)))
-        waiting = [(plan.table, link, reached.parents) for link in links]
+        columns = tuple(dict.fromkeys((*plan.codec.key, *(name for link in links for name in link.referred))))
+        reached = Reached(Held(columns))
+        reached.parents.add(_identified(plan.codec, _parents(connection, plan, context, columns)))
+        waiting = [(plan.table, link, reached.parents, list(reached.parents.rows)) for link in links]
         while waiting:
-            parent, link, rows = waiting.pop(0)
-            new = self._children(connection, plan, reached, link, rows)
+            parent, link, held, keys = waiting.pop(0)
+            children = reached.rows.setdefault(link.child, Held(self._names(link.child)))
+            new = self._children(connection, plan, reached, link, held.of(keys, link.referred))
             reached.links.append((parent, link))
             if new:
-                waiting += [(link.child, one, new) for one in self._follow(link.child, link.then, set(link.referring))]
+                waiting += [(link.child, one, children, new) for one in self._follow(link.child, link.then, set(link.referring))]
         return reached
 
-    def _children(self, connection: Connection, plan: Plan, reached: Reached, link: Link, rows: list[Values]) -> list[Values]:
-        reader, known = self._reader(link.child), reached.rows.setdefault(link.child, {})
-        wanted = [tuple(row[name].value for name in link.referred) for row in rows]
-        found = matching(connection, plan, reader, link.referring, wanted, self._names(link.child), lock=True)
-        new = {key: row for key, row in _identified(reader, found).items() if key not in known}
-        known.update(new)
-        reached.how.update(((link.child, key), link) for key in new)
-        return list(new.values())
+    def _children(
+        self, connection: Connection, plan: Plan, reached: Reached, link: Link, wanted: Iterable[tuple[Any, ...]]
+    ) -> list[str]:
+        """Take up the rows that refer to one of the wanted; the keys of those that were not reached before."""
+        reader, children = self._reader(link.child), reached.rows[link.child]
+        found = matching(connection, plan, reader, link.referring, wanted, children.names, lock=True)
+        new = children.add(_identified(reader, found))
+        if not reader.key:
+            reached.how.update(((link.child, key), link) for key in new)
+        return new
 
     def _names(self, table: sa.Table) -> tuple[str, ...]:
         """What is read of a row: what its events show, and what links it to others."""
@@ -147,41 +185,50 @@ class Cascades:
     def changed(
         self, connection: Connection, plan: Plan, reached: Reached, written: Sequence[Row], missed: OnMissed
     ) -> Iterator[tuple[Plan, list[Row]]]:
-        """What has become of the rows that were reached: for each table a plan and its rows."""
-        own = {plan.codec.key_text(row.key) for row in written}
-        parents = {plan.codec.key_text(row): row for row in reached.parents}
-        if own - parents.keys() and plan.codec.key and not plan.moves_key:
+        """What has become of the rows that were reached: a plan and its rows, some at a time; of a DELETE the farthest first."""
+        own = {str(plan.codec.key_text(row.key)) for row in written}
+        if plan.codec.key and not plan.moves_key and own - reached.parents.rows.keys():
             missed(plan, "a row that appeared while its cascades were read")
-        moved: _Moves = {plan.table: _pairs(plan, parents, written)}
-        if plan.moves_key and len(written) > 1 and not moved[plan.table] and any(map(self._moves, reached.links)):
+        pairs = _pairs(plan, reached.parents, written)
+        if plan.moves_key and len(written) > 1 and not pairs and any(map(self._moves, reached.links)):
             missed(plan, "a change of several keys at once, which other rows' keys follow,")
-        for table, before in reached.rows.items():
-            skip = own if table is plan.table else set()
-            looked = {key: row for key, row in before.items() if key not in skip}
-            if looked:
-                yield self._plan(plan, table), self._differences(connection, plan, table, looked, reached, moved)
+        moved = self._moved(connection, plan, reached, own, pairs)
+        for table in reversed(list(reached.rows)) if plan.verb == "delete" else list(reached.rows):
+            made = self._plan(plan, table)
+            if made.codec.key:
+                for some in self._again(connection, plan, table, reached, own, moved):
+                    yield made, [row for before, after in some for row in _difference(made.codec, before, after)]
+            else:
+                yield made, _without_key(connection, plan, made.codec, own, reached, moved)
 
     def _moves(self, step: tuple[sa.Table, Link]) -> bool:
         link = step[1]
         return link.verb == "update" and bool(set(link.referring) & set(self._reader(link.child).key))
 
-    def _differences(
-        self, connection: Connection, plan: Plan, table: sa.Table, looked: dict[str, Values], reached: Reached, moved: _Moves
-    ) -> list[Row]:
-        reader, names = self._reader(table), self._names(table)
-        places = {key: _moved(row, table, reached, moved) for key, row in looked.items()}
-        if not reader.key:
-            return _without_key(connection, plan, reader, looked, places, reached)
-        wanted = [tuple(row[name].value for name in reader.key) for row in (*looked.values(), *places.values())]
-        present = _identified(reader, matching(connection, plan, reader, reader.key, wanted, names))
-        rows, pairs = [], []
-        for key, before in looked.items():
-            after = present.get(str(reader.key_text(places[key]))) or present.get(key)
-            rows += _difference(reader, before, after)
-            if after is not None:
-                pairs.append((before, after))
-        moved[table] = pairs
-        return rows
+    def _again(
+        self, connection: Connection, plan: Plan, table: sa.Table, reached: Reached, own: set[str], moved: _Moved
+    ) -> Iterator[list[tuple[Values, Values | None]]]:
+        """Rows of a table as they were and as they are, some at a time; None of one that is gone."""
+        reader, held = self._reader(table), reached.rows[table]
+        for keys in portions(_foreign(plan, table, held, own), PORTION):
+            rows = {key: held.values(key) for key in keys}
+            places = {key: _place(row, table, reached, moved) for key, row in rows.items()}
+            wanted = [tuple(row[name].value for name in reader.key) for row in (*rows.values(), *places.values())]
+            present = dict(_identified(reader, matching(connection, plan, reader, reader.key, wanted, held.names)))
+            yield [(row, present.get(str(reader.key_text(places[key]))) or present.get(key)) for key, row in rows.items()]
+
+    def _moved(self, connection: Connection, plan: Plan, reached: Reached, own: set[str], pairs: _Pairs) -> _Moved:
+        """Where what is referred to has gone."""
+        moved: _Moved = {}
+        for parent, link in reached.links:
+            if link.verb == "update":
+                found = moved.setdefault(link, {})
+                between = parent in reached.rows and self._reader(parent).key
+                again = self._again(connection, plan, parent, reached, own, moved) if between else ()
+                for before, after in chain(pairs if parent is plan.table else (), *again):
+                    if after is not None:
+                        found[_tuple(before, link.referred)] = _tuple(after, link.referred)
+        return moved
 
     def _plan(self, cause: Plan, table: sa.Table) -> Plan:
         shape = Shape(table, "update", None, given=False, upsert=False, sorted=False)
@@ -191,8 +238,9 @@ class Cascades:
 
 
 _Pairs = list[tuple[Values, Values]]
-_Moves = dict[sa.Table, _Pairs]
-"""Rows as they were and as they are, of the tables that are done."""
+"""Rows as they were and as they are."""
+_Moved = dict[Link, dict[tuple[Any, ...], tuple[Any, ...]]]
+"""By foreign key with ON UPDATE: values that were referred to, and what they are now."""
 
 
 def _links(table: sa.Table) -> Iterator[Link]:
@@ -226,7 +274,7 @@ def named(table: sa.Table) -> dict[str, str]:
     }
 
 
-def _parents(connection: Connection, plan: Plan, context: Any, names: Sequence[str]) -> list[Values]:
+def _parents(connection: Connection, plan: Plan, context: Any, names: Sequence[str]) -> Iterable[Values]:
     """The statement's rows, locked."""
     if plan.shape.by_key is None:
         sets = context.compiled_parameters
@@ -235,26 +283,36 @@ def _parents(connection: Connection, plan: Plan, context: Any, names: Sequence[s
     return matching(connection, plan, plan.codec, plan.codec.key, keys, names, lock=True, bound=True)
 
 
-def _identified(reader: TableCodec, rows: Sequence[Values]) -> dict[str, Values]:
-    """Rows by their key; by everything they have and a number where they have none."""
-    if reader.key:
-        return {str(reader.key_text(row)): row for row in rows}
-    texts = [repr([value.value for value in row.values()]) for row in rows]
+def _identified(reader: TableCodec, rows: Iterable[Values]) -> Iterator[tuple[str, Values]]:
+    """Rows with their key; with everything they have and a number where they have none."""
     counts: Counter[str] = Counter()
-    found = {}
-    for text, row in zip(texts, rows, strict=True):
-        counts[text] += 1
-        found[f"{text} {counts[text]}"] = row
-    return found
+    for row in rows:
+        if reader.key:
+            yield str(reader.key_text(row)), row
+        else:
+            text = repr([value.value for value in row.values()])
+            counts[text] += 1
+            yield f"{text} {counts[text]}", row
 
 
-def _pairs(plan: Plan, parents: Mapping[str | None, Values], written: Sequence[Row]) -> _Pairs:
+def _foreign(plan: Plan, table: sa.Table, held: Held, own: set[str]) -> list[str]:
+    """Keys of the rows that the statement has not written itself."""
+    return [key for key in held.rows if table is not plan.table or key not in own]
+
+
+def _tuple(row: Values, names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple([row[name].value for name in names])
+
+
+def _pairs(plan: Plan, parents: Held, written: Sequence[Row]) -> _Pairs:
     """The statement's rows before and after it. Where keys moved and nobody tells which: only if it is just one."""
     if len(written) == 2 and [row.verb for row in written] == ["delete", "create"]:
         gone, come = written
         written = [Row(gone.key, None, come.after)]
-    pairs = [(parents.get(plan.codec.key_text(row.key)), row.after) for row in written]
-    return [(before, before | _loaded(plan.codec, after)) for before, after in pairs if before is not None and after]
+    alone = next(iter(parents.rows)) if not plan.codec.key and len(parents.rows) == len(written) == 1 else None
+    keys = [alone or str(plan.codec.key_text(row.key)) for row in written]
+    known = [(parents.values(key), row.after) for key, row in zip(keys, written, strict=True) if row.after and key in parents.rows]
+    return [(before, before | _loaded(plan.codec, after)) for before, after in known]
 
 
 def _loaded(codec: TableCodec, values: Mapping[str, Any]) -> Values:
@@ -267,16 +325,14 @@ def _loaded(codec: TableCodec, values: Mapping[str, Any]) -> Values:
     return found
 
 
-def _moved(row: Values, table: sa.Table, reached: Reached, moved: _Moves) -> Values:
+def _place(row: Values, table: sa.Table, reached: Reached, moved: _Moved) -> Values:
     """Where a row is now, if a key that it refers to has moved."""
-    place = dict(row)
-    for parent, link in reached.links:
-        if link.child is not table or link.verb != "update":
-            continue
-        refers = [row[name].value for name in link.referring]
-        for before, after in moved.get(parent, ()):
-            if [before[name].value for name in link.referred] == refers:
-                place |= {name: after[other] for name, other in zip(link.referring, link.referred, strict=True)}
+    place = row
+    for _, link in reached.links:
+        if link.child is table and link in moved:
+            there = moved[link].get(_tuple(row, link.referring))
+            if there is not None:
+                place = place | dict(zip(link.referring, map(Loaded, there), strict=True))
     return place
 
 
@@ -291,20 +347,21 @@ def _difference(reader: TableCodec, before: Values, after: Values | None) -> lis
 
 
 def _without_key(
-    connection: Connection, plan: Plan, reader: TableCodec, looked: dict[str, Values], places: dict[str, Values], reached: Reached
+    connection: Connection, plan: Plan, reader: TableCodec, own: set[str], reached: Reached, moved: _Moved
 ) -> list[Row]:
     """Rows that no key tells apart: those that are not as they were are deleted, and created anew where they are kept."""
-    names = tuple(next(iter(looked.values())))
-    links = [link for _, link in reached.links if link.child is reader.table]
+    table, held = reader.table, reached.rows[reader.table]
+    links = [link for _, link in reached.links if link.child is table]
     referring = tuple(dict.fromkeys(name for link in links for name in link.referring))
-    wanted = [tuple(row[name].value for name in referring) for row in looked.values()]
-    still = _identified(reader, matching(connection, plan, reader, referring, wanted, names))
+    wanted = held.of(held.rows, referring)
+    still = dict(_identified(reader, matching(connection, plan, reader, referring, wanted, held.names)))
     rows = []
-    for key, row in looked.items():
+    for key in _foreign(plan, table, held, own):
         if key not in still:
+            row = held.values(key)
             rows.append(Row({}, row, verb="delete"))
-            link = reached.how[reader.table, key]
+            link = reached.how[table, key]
             if link.then == "update":
                 nulls = dict.fromkeys(link.referring, Loaded(None)) if link.nulls else {}
-                rows.append(Row({}, None, places[key] | nulls, verb="create"))
+                rows.append(Row({}, None, _place(row, table, reached, moved) | nulls, verb="create"))
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -353,9 +354,9 @@ class Listener:
     def _cascaded(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[Row]) -> None:
         """What a statement wrote and what the database changed with it, in an order that foreign keys allow on a replay."""
         assert self._cascades is not None
-        caused = list(self._cascades.changed(connection, plan, plan.reached, rows, self._missed)) if rows else []
-        parts = [*reversed(caused), (plan, rows)] if plan.verb == "delete" else [(plan, rows), *caused]
-        for one, of_one in parts:
+        caused = self._cascades.changed(connection, plan, plan.reached, rows, self._missed) if rows else ()
+        own = ((plan, rows),)
+        for one, of_one in chain(caused, own) if plan.verb == "delete" else chain(own, caused):
             if one is plan:
                 self._tell(connection, buffer, one, of_one)
             elif not self._marks.sees(one.table, plan):

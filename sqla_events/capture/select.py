@@ -52,7 +52,7 @@ def present_rows(
     compiled = query.compile(dialect=connection.dialect)
     known = context.compiled.bind_names
     values = {name: given[known[bound]] for bound, name in compiled.bind_names.items() if known.get(bound) in given}
-    return _rows(plan.codec, names, _run(connection, plan, query, values))
+    return list(_rows(plan.codec, names, _run(connection, plan, query, values)))
 
 
 def matching(
@@ -65,17 +65,16 @@ def matching(
     *,
     lock: bool = False,
     bound: bool = False,
-) -> list[Values]:
+) -> Iterator[Values]:
     """Rows of a table whose columns have one of the wanted values: those of the database, or as a caller binds them."""
-    table, found = reader.table, []
+    table = reader.table
     sides = [table.c[name] if bound else sa.type_coerce(table.c[name], reader.kind(name)) for name in columns]
     query = _columns(reader, table, names)
     if lock and connection.dialect.name == "postgresql":
         query = query.with_for_update()
     for some in portions((one for one in dict.fromkeys(wanted) if None not in one), 500):
         where = sides[0].in_([one[0] for one in some]) if len(sides) == 1 else sa.tuple_(*sides).in_(some)
-        found += _rows(reader, names, _run(connection, plan, query.where(where), {}))
-    return found
+        yield from _rows(reader, names, _run(connection, plan, query.where(where), {}))
 
 
 def _columns(reader: TableCodec, source: Any, names: Sequence[str]) -> sa.Select[Any]:
@@ -94,10 +93,10 @@ def _run(connection: Connection, plan: Plan, query: sa.Select[Any], values: Mapp
     return connection.execute(query, values, execution_options=options)
 
 
-def _rows(reader: TableCodec, names: Sequence[str], result: Any) -> list[Values]:
+def _rows(reader: TableCodec, names: Sequence[str], result: Any) -> Iterator[Values]:
     json = {key: codec for key, codec in reader.columns.items() if codec.is_json}
     loads = [json[key].loader(None) if key in json else as_it_is for key in names]
-    return [{key: Loaded(load(value)) for key, load, value in zip(names, loads, row, strict=True)} for row in result]
+    return ({key: Loaded(load(value)) for key, load, value in zip(names, loads, row, strict=True)} for row in result)
 
 
 def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -43,7 +43,7 @@ def standing(connection: Connection, plan: Plan, context: Any) -> Standing | Non
         return None
     reserve(connection)
     rows = matching(connection, plan, plan.codec, target, wanted, plan.codec.all_keys, lock=True, bound=True)
-    return Standing(target, rows)
+    return Standing(target, list(rows))
 
 
 def moves_key(plan: Plan) -> bool:

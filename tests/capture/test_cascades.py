@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, registry, relationship
 
 from sqla_events import CaptureError, install_crud_hooks
+from sqla_events.capture import cascades
 from sqla_events.signals import Gap
 from tests.capture.conftest import Stage
 
@@ -200,9 +201,13 @@ WRITES: list[Callable[[Session], Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("portion", [1, 1000])
 @pytest.mark.parametrize("write", WRITES, ids=lambda function: function.__name__)
-def test_replaying_what_the_database_changed_itself(cascading: Stage, write: Callable[[Session], Any]) -> None:
+def test_replaying_what_the_database_changed_itself(
+    cascading: Stage, write: Callable[[Session], Any], portion: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing but the events can have changed the copy."""
+    monkeypatch.setattr(cascades, "PORTION", portion)
     check_without_foreign_keys(cascading, write)
 
 

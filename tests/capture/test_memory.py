@@ -121,3 +121,45 @@ def test_of_a_million_events_only_numbers_are_kept(hooked: sa.Engine) -> None:
         assert buffer_of(connection).written.counts == {"public.lines.create": 1201}
         assert buffer_of(connection).written.ids == []
     assert not buffer_of(connection).written.counts
+
+
+one_of_many = sa.MetaData()
+boxes = sa.Table("boxes", one_of_many, sa.Column("id", sa.Integer, primary_key=True))
+contents = sa.Table(
+    "contents", one_of_many, sa.Column("id", sa.Integer, primary_key=True), sa.Column("text", sa.String),
+    sa.Column("box_id", sa.ForeignKey("boxes.id", ondelete="CASCADE"), index=True),
+)  # fmt: skip
+
+
+def test_what_a_foreign_key_deletes_is_written_some_at_a_time(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held until then are the values of the rows, and little more."""
+    engine = sa.create_engine(sqlite_url)
+    sa.event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA foreign_keys = ON"))
+    one_of_many.create_all(engine)
+    broker = install_crud_hooks(engine, {})
+    written: list[int] = []
+    write = outbox.write
+
+    def noted(connection: Any, tables: Any, rows: Any) -> None:
+        written.append(len(rows))
+        write(connection, tables, rows)
+
+    def peak(count: int) -> int:
+        with engine.begin() as connection:
+            connection.execute(boxes.insert(), {"id": 1})
+            connection.execute(contents.insert(), [{"id": number, "text": f"content {number}", "box_id": 1} for number in range(count)])
+        with engine.begin() as connection, monkeypatch.context() as patch:
+            patch.setattr(outbox, "write", noted)
+            tracemalloc.start()
+            connection.execute(boxes.delete())
+            found = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return found
+
+    peak(1000)
+    few = peak(2000)
+    written.clear()
+    assert (peak(8000) - few) / 6000 < 500
+    assert written == [1000] * 8
+    broker.uninstall()
+    engine.dispose()
