@@ -225,9 +225,10 @@ class Cascades:
                 found = moved.setdefault(link, {})
                 between = parent in reached.rows and self._reader(parent).key
                 again = self._again(connection, plan, parent, reached, own, moved) if between else ()
-                for before, after in chain(pairs if parent is plan.table else (), *again):
-                    if after is not None:
-                        found[_tuple(before, link.referred)] = _tuple(after, link.referred)
+                for before, after in chain(pairs if parent is plan.table else (), chain.from_iterable(again)):
+                    old, new = (None if row is None else _tuple(row, link.referred) for row in (before, after))
+                    if old is not None and new is not None and old != new:
+                        found[old] = new
         return moved
 
     def _plan(self, cause: Plan, table: sa.Table) -> Plan:
