@@ -60,10 +60,11 @@ class Metrics:
 
     def _child(self, collector: Any, *labels: str) -> Any:
         """A labelled child, looked up once: ``labels()`` takes a lock and costs more than counting."""
-        child = self._children.get((collector, labels))
-        if child is None:
-            child = self._children[(collector, labels)] = collector.labels(*labels)
-        return child
+        try:
+            return self._children[collector, labels]
+        except KeyError:
+            child = self._children[collector, labels] = collector.labels(*labels)
+            return child
 
     def _on_published(self, fact: Published) -> None:
         self._child(self.published, fact.source, fact.type).inc(fact.count)

@@ -34,7 +34,7 @@ from .buffer import Buffer
 from .catalog import Catalog
 from .frame import ROWS
 from .make import a_number
-from .outbox import COLUMNS, KINDS, NAMES, Captured
+from .outbox import COLUMNS, KINDS, NAMES, NUMBERED_KINDS, Captured
 from .plan import Plan, Program, Row
 from .rows import deleted, foretold, inserted, lacks_key, updated
 from .within import DRIVERS
@@ -128,7 +128,7 @@ _PLACES = tuple(f"sqla_events_{number}" for number in range(len(COLUMNS) + 1))
 def _around(log: str, first: int, makes_key: bool) -> tuple[str, str]:
     """What stands before a statement and after it; ``first`` is the number of our first parameter, 0 where they have names."""
     marks = [f"${number}" for number in range(first, first + len(_PLACES))] if first else [f"%({name})s" for name in _PLACES]
-    values = [f"{mark}::{kind}" for mark, kind in zip(marks, KINDS, strict=False)]
+    values = [f"{mark}::{kind}" for mark, kind in zip(marks, NUMBERED_KINDS if first else KINDS, strict=False)]
     if not makes_key:
         return f"WITH {ROWS} AS (", f" RETURNING 1) INSERT INTO {log} ({NAMES}) SELECT {', '.join(values)} FROM {ROWS}"
     for name in ("key", "payload"):

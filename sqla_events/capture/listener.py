@@ -182,10 +182,7 @@ class Listener:
         if (plan.shape.replaces or plan.codec.replacing.columns) and plan.codec.replacing.removes(plan):
             self._missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
         if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
-            # one row, and its parameters tell what it is
-            if plan.program.carries and self._carrier is not None and not self._marks.known:
-                return self._carrier.carried(connection, buffer_of(connection), plan, sql, parameters, context)
-            return sql, parameters
+            return self._alone(connection, plan, sql, parameters, context)
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
         _decide(plan, context, executemany, by_driver)
         if by_driver and not plan.own:
@@ -210,6 +207,12 @@ class Listener:
             plan.standing = upserts.standing(connection, plan, context)
         if moves and plan.standing is None:
             self._missed(plan, "an upsert that changes the key of a row")
+
+    def _alone(self, connection: Connection, plan: Plan, sql: str, parameters: Any, context: Any) -> tuple[str, Any]:
+        """One row, and its parameters tell what it is."""
+        if plan.program.carries and self._carrier is not None and not self._marks.known:
+            return self._carrier.carried(connection, buffer_of(connection), plan, sql, parameters, context)
+        return sql, parameters
 
     def _looks_before(self, plan: Plan, context: Any) -> bool:
         wanted = plan.verb == "update" and plan.whole and (plan.want_old or ride.moves(plan))

@@ -169,14 +169,16 @@ def _table(tables: Tables) -> str:
 
 NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
 _KINDS = {"id": "uuid", "payload": "json", "types": "json", "metadata": "json", "schema_version": "integer"}
-KINDS = tuple(_KINDS.get(name, "text").replace("json", "text::json") for name in COLUMNS)
-"""What parameters are cast to. JSON by way of text: SQLAlchemy's own codec for asyncpg takes it that the client's encoding is UTF-8."""
+KINDS = tuple(_KINDS.get(name, "text") for name in COLUMNS)
+"""What parameters are cast to."""
+NUMBERED_KINDS = tuple(kind.replace("json", "text::json") for kind in KINDS)
+"""Of asyncpg's. JSON by way of text: SQLAlchemy's own codec for it takes it that the client's encoding is UTF-8."""
 
 
 @lru_cache(maxsize=64)
 def _insert(dialect: Dialect, tables: Tables) -> str:
     if dialect.paramstyle == "numeric_dollar":
-        marks = [f"${number}::{kind}" for number, kind in enumerate(KINDS, 1)]
+        marks = [f"${number}::{kind}" for number, kind in enumerate(NUMBERED_KINDS, 1)]
     else:
         marks = ["?" if dialect.paramstyle == "qmark" else "%s"] * len(COLUMNS)
     return f"INSERT INTO {_table(tables)} ({NAMES}) VALUES ({', '.join(marks)})"

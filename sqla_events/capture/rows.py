@@ -8,7 +8,7 @@ from itertools import repeat
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.orm.base import LoaderCallableStatus
+from sqlalchemy.orm.base import NO_VALUE, LoaderCallableStatus
 
 from .buffer import Buffer
 from .codec import MAX_KINDS
@@ -229,18 +229,11 @@ def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
 
     after_execute of an UPDATE comes before the flush takes note of its outcome.
     """
-    names, committed, found = _attributes(state.manager.mapper, table), state.committed_state, {}
-    current = None
+    names, committed, current = _attributes(state.manager.mapper, table), state.committed_state, state.dict
+    found = {}
     for key in keys:
         name = names.get(key)
-        if name in committed:
-            value = committed[name]
-        else:
-            if current is None:
-                current = state.dict
-            if name not in current:
-                continue
-            value = current[name]
+        value = committed[name] if name in committed else current.get(name, NO_VALUE)
         if _IS_VALUE[type(value)]:
             found[key] = value
     return found
