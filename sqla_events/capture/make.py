@@ -87,7 +87,8 @@ class Maker:
         if plan.context is None:
             translate = translate or connection.get_execution_options().get("schema_translate_map")
         schema = plan.shape.table.schema
-        return (translate.get(schema, schema) if translate else schema) or self._settings.default_schema
+        named = (translate.get(schema, schema) if translate else schema) or self._settings.default_schema
+        return str(named)  # no quoted_name, of which msgspec makes no JSON
 
     def _payload(self, codec: TableCodec, row: Row, verb: str, cause: str | None) -> tuple[str, str | None]:
         special: encoding.Types = {}

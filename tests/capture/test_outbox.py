@@ -267,6 +267,22 @@ def test_captured_and_read_back(database_url: str, count: int) -> None:
     engine.dispose()
 
 
+def test_a_table_that_names_its_schema(postgres_url: str) -> None:
+    """SQLAlchemy keeps the name as a kind of text of its own."""
+    engine = sa.create_engine(postgres_url)
+    table = sa.Table("notes", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), schema="app")
+    with engine.begin() as connection:
+        connection.execute(sa.schema.CreateSchema("app"))
+        table.create(connection)
+    broker = install_crud_hooks(engine, {})
+    for count in COUNTS[:-1]:
+        with engine.begin() as connection:
+            connection.execute(table.insert(), [{}] * count)
+    assert [event.schema for event in broker.list()] == ["app"] * sum(COUNTS[:-1])
+    broker.uninstall()
+    engine.dispose()
+
+
 @pytest.mark.parametrize("value", [{"a": float("nan"), "b": [1, None, float("-inf")]}, float("inf"), {"text": "NaN and \\ud800"}, "🦊"])
 def test_what_only_python_takes_for_json(sqlite_url: str, value: Any) -> None:
     """SQLite stores NaN in a JSON column; the event has it too, in JSON that every reader takes."""
