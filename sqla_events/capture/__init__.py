@@ -183,6 +183,11 @@ class Capture:
             name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]
         buffer.marks[name] = buffer.written.copy()
 
+    def _release_savepoint(self, connection: Connection, name: str, _: Any) -> None:
+        """pysqlite's transaction begins with the first write: a savepoint before that is the transaction, and RELEASE its COMMIT."""
+        if connection.dialect.name == "sqlite" and (buffer := held(connection)) is not None:
+            self._drain(connection, buffer)
+
     def _rollback_savepoint(self, connection: Connection, name: str, _: Any) -> None:
         buffer = buffer_of(connection)
         buffer.rows.clear()
@@ -351,7 +356,8 @@ class Capture:
 
 
 _TRANSACTION = (
-    "commit", "rollback", "savepoint", "rollback_savepoint", "prepare_twophase", "commit_twophase", "rollback_twophase",
+    "commit", "rollback", "savepoint", "release_savepoint", "rollback_savepoint",
+    "prepare_twophase", "commit_twophase", "rollback_twophase",
 )  # fmt: skip
 
 

@@ -122,7 +122,8 @@ class ColumnCodec:
         lowered = encoding.lower(value, pointer, found)
         if self.code is not None and not found:
             found[pointer] = ""  # natural here, although the column's constant code says otherwise
-        types.update(found)
+        if found != {pointer: self.code}:  # of a subclass, as asyncpg's UUIDs are, the constant code says it
+            types.update(found)
         return lowered
 
     def stored(self, value: Any) -> Any:
@@ -137,7 +138,7 @@ class ColumnCodec:
         if value is sa.JSON.NULL or (value is None and not getattr(self.kind, "none_as_null", False)):
             types[pointer] = "jsonnull"
             return None
-        if value is None:
+        if value is None or isinstance(value, sa.sql.elements.Null):  # a parameter that JSON takes for NULL
             return None
         return _strict(str(value) if type(value) is JsonText else self.dumps(value), pointer, types)
 

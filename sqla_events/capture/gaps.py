@@ -74,13 +74,15 @@ def _bare(name: str) -> str:
 
 
 _TRANSACTION = re.compile(
-    rf"{_LEAD}(?:(SAVEPOINT)\s+(\S+)|(ROLLBACK)\s+(?:\w+\s+)?TO\s+(?:SAVEPOINT\s+)?(\S+)|(COMMIT|END|ROLLBACK)\b)",
+    rf"{_LEAD}(?:(SAVEPOINT)\s+(\S+)|(ROLLBACK)\s+(?:\w+\s+)?TO\s+(?:SAVEPOINT\s+)?(\S+)|(COMMIT|END|RELEASE|ROLLBACK)\b)",
     re.IGNORECASE | re.DOTALL,
 )
 
 
 def transaction_word(sql: str) -> tuple[str, str | None] | None:
-    """SAVEPOINT, ROLLBACK TO, COMMIT and ROLLBACK that somebody writes as text: the word, and the savepoint's name."""
+    """SAVEPOINT, ROLLBACK TO, COMMIT, ROLLBACK and RELEASE (which may be SQLite's COMMIT) that somebody writes as text: the word, and
+    the savepoint's name.
+    """
     match = _TRANSACTION.match(sql)
     if match is None:
         return None

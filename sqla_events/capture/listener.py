@@ -165,6 +165,8 @@ class Listener:
             if plan is not None:
                 plan.context = context
                 plan.program = plan.codec.programs.get(context.compiled, self._program, plan)
+                if (plan.shape.replaces or plan.codec.replacing.columns) and plan.codec.replacing.removes(plan):
+                    self._missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
                 buffer_of(connection).plans.append(plan)
         return plan
 
@@ -179,8 +181,6 @@ class Listener:
         plan.translate = context.execution_options.get("schema_translate_map")
         if self._cascades is not None and plan.codec.reaches and plan.verb in plan.codec.reaches:
             plan.reached = self._cascades.look(connection, plan, context)
-        if (plan.shape.replaces or plan.codec.replacing.columns) and plan.codec.replacing.removes(plan):
-            self._missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
         if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
             return self._alone(connection, plan, sql, parameters, context)
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"

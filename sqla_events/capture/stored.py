@@ -70,7 +70,8 @@ class Rounder:
 
     def _by_digits(self, value: Decimal) -> Decimal:
         try:
-            return value.quantize(self.quantum, ROUND_HALF_UP, _EXACT)
+            found = value.quantize(self.quantum, ROUND_HALF_UP, _EXACT)
+            return found or found.copy_abs()  # there is no other zero in a database
         except InvalidOperation:  # beyond what any column holds
             return value
 

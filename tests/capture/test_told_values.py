@@ -239,3 +239,14 @@ def test_rows_that_the_caller_asks_for_are_his(stage: Stage) -> None:
         got = [connection.execute(table.insert().returning(*columns), {"name": "a"}).one() for columns in asked]
     assert [tuple(row) for row in got] == [(1,), ("a",), ("new",), (4, "new"), (5, "a", "new"), ("new",), (8,)]
     assert [(event.key, event.payload["after"]["state"]) for event in stage.check(metadata)] == [(str(key), "new") for key in range(1, 8)]
+
+
+def test_a_null_that_is_a_parameter_of_json(stage: Stage) -> None:
+    """JSON takes it for NULL, in a list of sets too; anywhere else it is a piece of SQL."""
+    table = sa.Table("told_json", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("doc", sa.JSON))
+    stage.create(table.metadata)
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), {"id": 1, "doc": sa.null()})
+        connection.execute(table.insert(), [{"id": 2, "doc": sa.null()}, {"id": 3, "doc": None}])
+    assert [event.after["doc"] for event in stage.check(table.metadata)] == [None, None, sa.JSON.NULL]

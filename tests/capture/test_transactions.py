@@ -378,3 +378,20 @@ def test_a_commit_by_another_connection_over_the_same_one_of_the_driver(tmp_path
         types = connection.execute(sa.text("SELECT type FROM events ORDER BY seq")).scalars().all()
     assert types == ["public.first.create", "public.counter.create"]
     engine.dispose()
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_savepoint_before_the_first_write(stage: Stage, text: bool) -> None:
+    """With pysqlite as it comes its RELEASE commits: the rows stay although all is rolled back then, and so do their events."""
+    stage.hook()
+    with stage.engine.connect() as connection:
+        if text:
+            connection.exec_driver_sql("SAVEPOINT one")
+            connection.execute(sa.insert(Tag), {"id": 1, "name": "a"})
+            connection.exec_driver_sql("RELEASE SAVEPOINT one")
+        else:
+            with connection.begin_nested():
+                connection.execute(sa.insert(Tag), {"id": 1, "name": "a"})
+        connection.execute(sa.insert(Tag), {"id": 2, "name": "b"})
+        connection.rollback()
+    stage.check()

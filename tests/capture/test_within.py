@@ -251,8 +251,8 @@ class Bench:
 
 
 def differing(one: Any, other: Any, where: str = "") -> list[Any]:
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return [found for name in one for found in differing(one[name], other[name], f"{where}/{name}")]
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [found for name in one.keys() | other.keys() for found in differing(one.get(name, ...), other.get(name, ...), f"{where}/{name}")]
     return [] if repr(one) == repr(other) else [(where, one, other)]
 
 
