@@ -344,7 +344,7 @@ class Capture:
             return None, None
         catalog = Catalog(self._tables.names)
         writer = Writer(catalog, s.max_payload_bytes, s.old_values, self._maker.shared, self.drain)
-        return None if self._wants_ids else writer, Carrier(catalog, self._maker.events, self._wants_ids)
+        return None if self._wants_ids else writer, Carrier(catalog, self._maker.events, self._wants_ids, s.max_payload_bytes is not None)
 
     def _made(self, table: sa.Table, operations: frozenset[str]) -> TableCodec:
         s = self._settings

@@ -10,7 +10,7 @@ and of none there is no event. An INSERT of which the database makes the key ret
 before, a number stands for it::
 
     WITH rows AS (INSERT INTO items … RETURNING items.id),
-         log AS (INSERT INTO events (…) SELECT …, replace(payload, number, new.key) FROM rows AS new (key))
+         log AS (INSERT INTO events (…) SELECT …, replace(payload, number, to_json(new.key)) FROM rows AS new (key))
     SELECT * FROM rows
 
 Microseconds for a transaction of one UPDATE through psycopg, prepared and on the same machine: alone 179, with the event in
@@ -30,8 +30,10 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from ..errors import CaptureError
 from .buffer import Buffer
 from .catalog import Catalog
+from .codec import Stored
 from .frame import ROWS
 from .make import a_number
 from .outbox import COLUMNS, KINDS, NAMES, NUMBERED_KINDS, Captured
@@ -43,6 +45,8 @@ Events = Callable[[Connection, Plan, Sequence[Row]], list[Captured]]
 
 MOST_PARAMETERS = 1000
 """A row that has more is an import's."""
+
+WHOLE_NUMBERS = ("int2", "int4", "int8")
 
 
 class Carried:
@@ -61,10 +65,12 @@ class Carried:
 class Carrier:
     """Lets statements of one engine take their events along."""
 
-    def __init__(self, catalog: Catalog, events: Events, with_ids: bool) -> None:
+    def __init__(self, catalog: Catalog, events: Events, with_ids: bool, limited: bool) -> None:
+        """:param limited: payloads have a limit, which those with a number in place of their key might miss."""
         self._catalog = catalog
         self._events = events
         self._with_ids = with_ids
+        self._limited = limited
 
     def carried(
         self, connection: Connection, buffer: Buffer, plan: Plan, sql: str, parameters: Any, context: Any
@@ -73,7 +79,12 @@ class Carrier:
         if buffer.rows or sql.startswith("WITH") or not self._may(connection, plan, parameters, context):
             return sql, parameters  # so that it comes after what waits; as somebody has put it into a WITH
         number = a_number() if plan.program.makes_key else None
-        event = self._events(connection, plan, _rows(plan, buffer, context, number))[0]
+        rows = _rows(plan, buffer, context, number)
+        try:
+            event = self._events(connection, plan, rows)[0]
+        except CaptureError:  # afterwards again, if the statement writes the row at all
+            plan.foretold = rows
+            return sql, parameters
         plan.carry = Carried(event, sql, parameters)
         values = event[:4] + event[4].values
         if number is not None:
@@ -84,15 +95,17 @@ class Carrier:
         return before + sql + ("\n" if "--" in sql else "") + after, given
 
     def _may(self, connection: Connection, plan: Plan, parameters: Any, context: Any) -> bool:
-        sets = context.compiled_parameters
+        sets, makes_key = context.compiled_parameters, plan.program.makes_key
         return bool(
             not plan.codec.apart
             and plan.reached is None
             and len(parameters) < MOST_PARAMETERS
             and not context._is_server_side
             and not context.execution_options.get("no_parameters")  # then nobody halves what is doubled for parameters
-            and (plan.shape.verb != "create" or plan.program.makes_key or not lacks_key(sets, plan.codec.key))
-            and self._catalog.stored(connection, plan)
+            and not (makes_key and self._limited)
+            and (plan.shape.verb != "create" or makes_key or not lacks_key(sets, plan.codec.key))
+            and (stored := self._catalog.stored(connection, plan))
+            and (not makes_key or _key_is_whole(plan, stored))
         )
 
     def ran(self, buffer: Buffer, plan: Plan, matched: int) -> None:
@@ -110,6 +123,12 @@ class Carrier:
         if str(getattr(context.original_exception, "sqlstate", "")).startswith("0A"):
             plan.codec.apart = True
         self._catalog.failed(plan, context, plan.carry.sql, plan.carry.parameters)
+
+
+def _key_is_whole(plan: Plan, stored: Stored) -> bool:
+    """Whether the key is a whole number in the database, too."""
+    (key,) = plan.codec.key_codecs.values()
+    return any((key.name, kind) in stored for kind in WHOLE_NUMBERS)
 
 
 def _rows(plan: Plan, buffer: Buffer, context: Any, key: int | None) -> list[Row]:
@@ -131,9 +150,9 @@ def _around(log: str, first: int, makes_key: bool) -> tuple[str, str]:
     values = [f"{mark}::{kind}" for mark, kind in zip(marks, NUMBERED_KINDS if first else KINDS, strict=False)]
     if not makes_key:
         return f"WITH {ROWS} AS (", f" RETURNING 1) INSERT INTO {log} ({NAMES}) SELECT {', '.join(values)} FROM {ROWS}"
-    for name in ("key", "payload"):
+    for name, form in (("key", "made.key"), ("payload", "to_json(made.key)")):
         at = COLUMNS.index(name)
-        told = f"replace({marks[at]}::text, {marks[-1]}::text, made.key::text)"
+        told = f"replace({marks[at]}::text, {marks[-1]}::text, {form}::text)"
         values[at] = told if name == "key" else f"{told}::json"
     insert = f"INSERT INTO {log} ({NAMES}) SELECT {', '.join(values)} FROM {ROWS} AS made (key)"
     return f"WITH {ROWS} AS (", f"), sqla_events_log AS ({insert}) SELECT * FROM {ROWS}"

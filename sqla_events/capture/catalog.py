@@ -23,7 +23,8 @@ class Catalog:
         self.log = names.qualified(names.events)
         """Of the log."""
         self._name = names.events
-        self._refused = re.compile(rf'relation "(?:[^"]*\.)?{(name := re.escape(names.events))}"|(?:table|sequence) {name}(?:_seq_seq)?\b')
+        name = re.escape(names.events)
+        self._refused = re.compile(rf'relation "(?:[^"]*\.)?{name}"|(?:table|sequence) "?{name}(?:_seq_seq)?\b')
         """What PostgreSQL says of the log itself, and not of something else that is called alike."""
 
     def stored(self, connection: Connection, plan: Plan) -> Stored | None:
@@ -72,4 +73,7 @@ _LOOK = """SELECT a.attname, CASE t.typtype WHEN 'e' THEN 'enum' WHEN 'b' THEN t
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
 WHERE c.oid = pg_catalog.to_regclass({table}) AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relhasrules
 AND a.attnum > 0 AND NOT a.attisdropped AND (t.typtype = 'e' OR t.typnamespace = 'pg_catalog'::regnamespace)
-AND pg_catalog.has_table_privilege(pg_catalog.to_regclass({log}), 'INSERT')"""
+AND EXISTS (SELECT FROM pg_catalog.pg_class AS log WHERE log.oid = pg_catalog.to_regclass({log})
+AND pg_catalog.has_table_privilege(log.oid, 'INSERT') AND log.relkind IN ('r', 'p') AND NOT log.relhasrules
+AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS b WHERE b.tgrelid = log.oid AND b.tgtype & 3 = 3))"""
+"""Nothing of a log with a rule or a trigger BEFORE each row: what these take elsewhere is not in the command tag."""

@@ -341,7 +341,10 @@ class Listener:
             sets = matched(plan, context)
             if sets is None:
                 sets = still_there(connection, plan, context.compiled_parameters)
-            rows = updated(plan, buffer, sets) if verb == "update" else deleted(plan, buffer, sets)
+            if plan.foretold is not None:
+                rows = plan.foretold if sets else ()
+            else:
+                rows = updated(plan, buffer, sets) if verb == "update" else deleted(plan, buffer, sets)
         if plan.reached is not None:
             self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
         else:

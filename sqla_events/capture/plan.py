@@ -277,6 +277,8 @@ class Plan(msgspec.Struct, eq=False):
     """What would stand around it for that: frame.Frame, where it can."""
     carry: Any = None
     """It takes its event along: carried.Carried."""
+    foretold: list[Row] | None = None
+    """What it would write, of which no event could be made before it ran."""
     ran: bool = False
     """The statement has been executed."""
     carried: int = 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
 from random import Random as Shuffled
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from sqla_events import CaptureError, Event, event_context, install_crud_hooks
 from sqla_events.capture.frame import ROWS
+from sqla_events.capture.make import Maker
 from tests.capture.conftest import Stage
 from tests.capture.test_within import same
 from tests.integration.shop import eventually
@@ -387,7 +389,7 @@ def test_a_log_that_refuses(stage_of: Callable[..., Stage]) -> None:
 
 
 def test_payloads_that_fail(stage_of: Callable[..., Stage]) -> None:
-    """Before the statement, and nothing is left behind."""
+    """Nothing is left behind."""
     stage = stage_of(max_payload_bytes=100)
     with stage.session() as session:
         session.add(row())
@@ -397,6 +399,94 @@ def test_payloads_that_fail(stage_of: Callable[..., Stage]) -> None:
         session.add(Hidden(n=1))
         session.commit()
     assert len(keys(stage)) == 1
+
+
+@pytest.mark.parametrize("on_too_large", ["error", "truncate"])
+def test_a_payload_that_is_just_small_enough(stage_of: Callable[..., Stage], on_too_large: str) -> None:
+    """What stands in for a key is longer than the key."""
+    stage = stage_of(max_payload_bytes=64, on_too_large=on_too_large)
+    with stage.session() as session, session.begin():
+        session.add(empty := Empty())
+        session.flush()
+        key = empty.id
+        session.add(Hidden(n=12345))
+    assert [event.payload.get("after") for event in stage.events()] == [{"id": key}, {"n": 12345}]
+
+
+def test_what_no_event_can_be_made_of_is_the_databases_to_refuse(stage_of: Callable[..., Stage]) -> None:
+    """With its own error; and where it writes nothing, there is none."""
+    stage = stage_of(max_payload_bytes=100)
+    statement = sa.update(Row.__table__).where(Row.__table__.c.id == sa.bindparam("key"))
+    with stage.engine.connect() as connection:
+        assert connection.execute(statement, {"key": 99, "hidden": "x", "lbl%": "x" * 50, "blob": b"x" * 50}).rowcount == 0
+        for write, given in ((no_key.insert(), {"n": object()}), (statement, {"key": 1, "version": object()})):
+            with pytest.raises(sa.exc.ProgrammingError, match="cannot adapt"):
+                connection.execute(write, given)
+        with pytest.raises(CaptureError, match="max_payload_bytes"):
+            connection.execute(statement, {"key": 1, "lbl%": "x" * 50, "blob": b"x" * 50})
+
+
+def test_old_values_of_what_no_event_could_be_made_of_at_first(stage_of: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not lost on the way."""
+    stage = stage_of()
+    make, failed = Maker.events, []
+
+    def fails_once(maker: Maker, connection: sa.Connection, plan: Any, rows: Any) -> Any:
+        if not failed:
+            failed.append(plan)
+            raise CaptureError("not yet")
+        return make(maker, connection, plan, rows)
+
+    with stage.session() as session, session.begin():
+        session.add(one := Hidden(n=1))
+        session.flush()
+        assert stage.broker is not None
+        monkeypatch.setattr(stage.broker._capture._listener._carrier, "_events", partial(fails_once, stage.broker._capture._maker))
+        one.n = 2
+    assert [event.payload.get("before") for event in stage.events()] == [None, {"n": 1}]
+
+
+def test_a_key_that_is_no_number_in_the_database(stage_of: Callable[..., Stage]) -> None:
+    """From the start, or from now on: an event of it all the same."""
+    stage = stage_of()
+    text = "ALTER TABLE {0} ALTER id DROP DEFAULT, ALTER id TYPE text; ALTER TABLE {0} ALTER id SET DEFAULT 'k'"
+    with stage.engine.begin() as connection:
+        connection.exec_driver_sql(text.format("empty"))
+        connection.execute(sa.insert(Empty.__table__))
+    with stage.engine.begin() as connection:
+        connection.execute(sa.insert(Row.__table__), {"version": 1})
+        connection.exec_driver_sql(text.format("rows"))
+        connection.execute(sa.insert(Row.__table__), {"version": 1})
+    found = [(event.entity, event.key, event.payload["key"]) for event in stage.events()]
+    assert found[0] == ("empty", "k", {"id": "k"})
+    assert found[-1] == ("rows", "k", {"id": "k"})
+
+
+def test_a_log_that_takes_its_rows_elsewhere(stage_of: Callable[..., Stage]) -> None:
+    """A trigger before each of them, or a rule: their number is not that of the rows that were written."""
+    stage = stage_of()
+    with stage.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE other (LIKE events INCLUDING DEFAULTS); CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN INSERT INTO other SELECT new.*; RETURN NULL; END'; "
+            "CREATE TRIGGER move BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION move()"
+        )
+    with stage.session() as session, session.begin():
+        session.get_one(Row, 1).secret = "x"
+    with stage.engine.begin() as connection:
+        assert connection.exec_driver_sql("SELECT type, key FROM other").all() == [("public.rows.update", "1")]
+
+
+def test_a_log_with_policies_that_refuses(stage_of: Callable[..., Stage]) -> None:
+    """Row level security has words of its own."""
+    stage = stage_of()
+    with stage.engine.connect() as connection:
+        connection.exec_driver_sql(
+            "ALTER TABLE events ENABLE ROW LEVEL SECURITY; CREATE ROLE writer; GRANT ALL ON ALL TABLES IN SCHEMA public TO writer; "
+            "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO writer; SET ROLE writer"
+        )
+        with pytest.raises(CaptureError, match="row-level security"):
+            connection.execute(no_key.insert(), {"n": 1})
 
 
 def test_another_listener_may_write_into_the_sql(stage_of: Callable[..., Stage]) -> None:
