@@ -58,6 +58,7 @@ class Catalog:
         error, shown = context.original_exception, context.sqlalchemy_exception
         if shown is not None:
             shown.statement, shown.params = sql, parameters
+        context.statement, context.parameters = sql, parameters  # for listeners that come after ours
         code = str(getattr(error, "sqlstate", ""))
         if code.startswith(("42", "0A")):  # perhaps a column's type has changed, or the table has a rule: look again
             plan.codec.frames = ByIdentity()

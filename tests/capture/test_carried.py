@@ -329,11 +329,13 @@ def test_order_with_events_that_wait(stage_of: Callable[..., Stage]) -> None:
 
 def test_the_error_of_the_statement_is_the_callers(stage_of: Callable[..., Stage]) -> None:
     """It shows what he has written, and nothing is captured."""
-    stage = stage_of()
+    stage, seen = stage_of(), []
+    sa.event.listen(stage.engine, "handle_error", lambda context: seen.append((context.statement, context.parameters)))
     with stage.session() as session:
         session.add(row(id=1))
         with pytest.raises(sa.exc.IntegrityError) as caught:
             session.commit()
+    assert seen == [(caught.value.statement, caught.value.params)]
     assert str(caught.value.statement).startswith("INSERT INTO rows")
     assert len(caught.value.params) == len(Row.__table__.columns)
     assert keys(stage) == []
