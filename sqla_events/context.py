@@ -44,7 +44,7 @@ def event_context(
     outer = _current.get()
     about = About(
         outer.user_id if user_id is None else user_id,
-        outer.session_id if session_id is None else session_id,
+        outer.session_id if session_id is None else str(session_id),  # a kind of text of its own is no JSON
         {**outer.metadata, **metadata},
     )
     token = _current.set(about)
