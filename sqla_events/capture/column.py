@@ -22,7 +22,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.types import PickleType, TypeDecorator, TypeEngine
 
 from .. import encoding
-from .stored import in_key, narrows, near, replaces_null, rounder
+from .stored import in_key, narrows, near, replaces_null, rounder, set_by_triggers
 
 REDACTED = "[redacted]"
 
@@ -69,7 +69,7 @@ class ColumnCodec:
         self.expected, self.code, self.form = self._usual()
         self.near = near(kind, self.expected, dialect)
         self.in_key = in_key(kind, dialect)
-        self.narrows = narrows(kind, dialect) or replaces_null(column, dialect)
+        self.narrows = narrows(kind, dialect) or replaces_null(column, dialect) or set_by_triggers(column, dialect)
         """Only the database knows what it stores of a value."""
         exact = self.expected in _AS_IS and not getattr(kind, "timezone", False)  # the encoder rounds offsets to minutes
         self.plain = self.expected if self.bind is None and exact else _Nothing

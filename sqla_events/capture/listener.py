@@ -26,8 +26,8 @@ from .codec import TableCodec
 from .kept import ByIdentity
 from .marks import Marks
 from .plan import Plan, Program, Row, Shape, program, shape_of
-from .rows import deleted, inserted, matched, updated, whole_rows
-from .select import portions, present_rows, refresh, still_there
+from .rows import deleted, dropped, inserted, matched, updated, whole_rows
+from .select import portions, present_rows, refresh, still_there, went_in
 
 MAX_STATES = 20_000
 
@@ -272,7 +272,7 @@ class Listener:
             if plan.shape.verb != "create" and dbapi_cursor.rowcount < 0:
                 pipeline.settle(dbapi_cursor, connection.dialect)
             if plan.carry is None:
-                plan.ran = True
+                plan.ran, plan.rows = True, dbapi_cursor.rowcount
             elif self._carrier is not None:
                 self._carrier.ran(buffer, plan, dbapi_cursor.rowcount)
             return
@@ -301,7 +301,7 @@ class Listener:
                 buffer.written.add(plan.within.type, count=plan.carried)
             if plan.frame:
                 plan.frame.rows = came + plan.carried
-        plan.ran = True
+        plan.ran, plan.rows = True, getattr(dbapi_cursor, "rowcount", -1)
 
     def _came_back(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]) -> None:
         if not plan.whole:
@@ -336,6 +336,8 @@ class Listener:
         elif plan.blind:
             return
         elif verb == "create":
+            if dropped(plan, context):
+                plan.counts = went_in(connection, plan, context.compiled_parameters)
             rows = inserted(plan, context)
         else:
             sets = matched(plan, context)

@@ -279,6 +279,8 @@ class Plan(msgspec.Struct, eq=False):
     """It takes its event along: carried.Carried."""
     foretold: list[Row] | None = None
     """What it would write, of which no event could be made before it ran."""
+    rows: int = -1
+    """How many rows it has written, if the driver says so."""
     ran: bool = False
     """The statement has been executed."""
     carried: int = 0

@@ -93,6 +93,13 @@ def _split(row: dict[str, Loaded]) -> tuple[dict[str, Loaded], dict[str, Loaded]
 _Set = TypeVar("_Set")
 
 
+def dropped(plan: Plan, context: Any) -> bool:
+    """Whether triggers have let fewer rows in than there are sets of parameters, as far as the driver tells."""
+    if plan.counts is not None or plan.ride or plan.program.answered or not all(key in plan.program.given for key in plan.codec.key):
+        return False
+    return bool(plan.codec.key) and 0 <= plan.rows < len(context.compiled_parameters)
+
+
 def inserted(plan: Plan, context: Any) -> Iterator[Row]:
     """One row for each set of parameters that went in."""
     program, sets, keys = plan.program, context.compiled_parameters, plan.codec.key

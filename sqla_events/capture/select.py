@@ -107,6 +107,15 @@ def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, 
     return [given for given in sets if codec.key_text(key_after(plan, given)) in found]
 
 
+def went_in(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[int]:
+    """After an INSERT that let fewer rows in than it has sets of parameters: for each set whether its row is there."""
+    codec = plan.codec
+    keys = [{name: given[name] for name in codec.key} for given in sets]
+    wanted = [tuple(key.values()) for key in keys]
+    found = {codec.key_text(row) for row in matching(connection, plan, codec, codec.key, wanted, codec.key, bound=True)}
+    return [int(codec.key_text(key) in found) for key in keys]
+
+
 def refresh(connection: Connection, plan: Plan, rows: Sequence[Row]) -> None:
     """Put into rows what triggers have set: what SQLite returns of a row is how it was before they ran."""
     codec = plan.codec

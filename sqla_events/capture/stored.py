@@ -42,6 +42,12 @@ def replaces_null(column: sa.Column[Any], dialect: Dialect) -> bool:
     return str(said or "").upper() == "REPLACE"
 
 
+def set_by_triggers(column: sa.Column[Any], dialect: Dialect) -> bool:
+    """Whether the metadata says that the database sets a column, and no more: it may do so whatever is given."""
+    said = (type(column.server_default), type(column.server_onupdate))
+    return dialect.name == "postgresql" and sa.FetchedValue in said
+
+
 SINGLE = 24
 """Binary digits up to which PostgreSQL's FLOAT is a REAL."""
 
