@@ -247,7 +247,7 @@ class Capture:
         or a statement around this one.
         """
         return plan.table.name in self._marks.known or any(
-            getattr(outer, "within", None) for outer in buffer.plans if outer is not plan
+            getattr(outer, "within", None) or getattr(outer, "carry", None) for outer in buffer.plans if outer is not plan
         )
 
     def _gap(self, schema: str | None, table: str, statement: str, reason: str) -> None:

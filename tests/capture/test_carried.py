@@ -503,6 +503,23 @@ def test_another_listener_may_write_into_the_sql(stage_of: Callable[..., Stage])
     assert [operation for operation, _ in keys(stage)] == ["create"] * 2
 
 
+def test_another_listener_may_write_rows(stage_of: Callable[..., Stage]) -> None:
+    """Before the statement, when it is known already that it takes its event along: of many, whose events would wait."""
+    stage = stage_of()
+    statement = sa.update(Row.__table__).where(Row.__table__.c.id == sa.bindparam("key"))
+
+    def write(connection: sa.Connection, cursor: Any, sql: str, given: Any, context: Any, many: bool) -> None:
+        if ROWS in sql:
+            connection.execute(statement, [{"key": 1, "lbl%": "first"}, {"key": 2, "lbl%": "first"}])
+
+    sa.event.listen(stage.engine, "before_cursor_execute", write)
+    with stage.engine.begin() as connection:
+        connection.execute(statement, {"key": 1, "lbl%": "then"})
+        found = connection.scalar(sa.select(Row.label).where(Row.id == 1))
+    told = [event.payload["after"]["lbl%"] for event in stage.events() if event.key == "1"]
+    assert (told, found) == (["first", "then"], "then")
+
+
 def test_a_statement_that_is_in_a_with_already(url: sa.URL) -> None:
     """Data is changed at the top of a WITH only."""
     wrap = lambda c, cursor, sql, given, *_: (f"WITH mine AS ({sql} RETURNING 1) SELECT * FROM mine", given)  # noqa: E731
