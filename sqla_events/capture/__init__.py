@@ -17,7 +17,7 @@ from ..bridge import refuse_autocommit
 from ..errors import CaptureError
 from ..schema import Tables
 from ..signals import Gap, Signals, logger
-from . import cascades, outbox
+from . import cascades, declared, outbox
 from .buffer import Buffer, Written, buffer_of, held
 from .carried import Carrier
 from .cascades import Cascades
@@ -97,6 +97,7 @@ class Capture:
             event.listen(self._engine, name, getattr(self, f"_{name}"))
         for target, name, function in self._around:
             event.listen(target, name, function)
+        declared.watch(self)
         self._installed = True
 
     def uninstall(self) -> None:
@@ -109,6 +110,7 @@ class Capture:
             event.remove(self._engine, name, getattr(self, f"_{name}"))
         for target, name, function in self._around:
             event.remove(target, name, function)
+        declared.unwatch(self)
         self._installed = False
 
     @property
@@ -116,8 +118,6 @@ class Capture:
         hooks = [
             (Session, "after_commit", self._after_session),
             (self._engine, "checkin", self._after_connection),
-            (sa.Column, "after_parent_attach", self._declared),
-            (sa.ForeignKeyConstraint, "after_parent_attach", self._declared),
         ]
         if self._settings.enable_read:
             hooks.append((Session, "loaded_as_persistent", self._read))
@@ -287,7 +287,7 @@ class Capture:
             codec = self._codecs[table] = self._codec(table)
             return codec
 
-    def _declared(self, part: Any, table: sa.Table) -> None:
+    def declared(self, part: Any, table: sa.Table) -> None:
         """A table has a further column, or refers to another one: what is known may be of what was there before."""
         beside = table.metadata if isinstance(part, sa.ForeignKeyConstraint) else None
         if any(known is table or known.metadata is beside for known in [*self._codecs, *self._readers]):

@@ -22,7 +22,7 @@ class Catalog:
     def __init__(self, names: Names) -> None:
         self.log = names.qualified(names.events)
         """Of the log."""
-        self._name = names.events
+        self._schema, self._name = names.schema, names.events
         name = re.escape(names.events)
         self._refused = re.compile(rf'relation "(?:[^"]*\.)?{name}"|(?:table|sequence) "?{name}(?:_seq_seq)?\b')
         """What PostgreSQL says of the log itself, and not of something else that is called alike."""
@@ -36,10 +36,9 @@ class Catalog:
         known = plan.codec.stored
         if schema in known:
             return known[schema]
-        name = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, plan.table.name) if part)
         cursor = connection.connection.cursor()
         try:
-            cursor.execute(_LOOK.format(table=literal(name), log=literal(self.log)))
+            cursor.execute(_LOOK.format(table=_named("c", schema, plan.table.name), log=_named("log", self._schema, self._name)))
             pipeline.settle(cursor, connection.dialect)
             found = frozenset(tuple(row) for row in cursor.fetchall())
             known[schema] = next((one for one in list(known.values()) if one == found), found)
@@ -70,11 +69,23 @@ class Catalog:
             ) from error
 
 
+def _named(relation: str, schema: str | None, name: str) -> str:
+    """That a pg_class is what a statement means by the name.
+
+    Not by ``regclass``: a role that may not look into the schema would get its error from us, and a transaction that has failed.
+    """
+    there = f"pg_catalog.pg_table_is_visible({relation}.oid)"
+    if schema is not None:
+        there = f"{relation}.relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = {literal(schema)})"
+    return f"{relation}.relname = {literal(name)} AND {there}"
+
+
 _LOOK = """SELECT a.attname, CASE t.typtype WHEN 'e' THEN 'enum' WHEN 'b' THEN t.typname END
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-WHERE c.oid = pg_catalog.to_regclass({table}) AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relhasrules
+WHERE {table} AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relhasrules
 AND a.attnum > 0 AND NOT a.attisdropped AND (t.typtype = 'e' OR t.typnamespace = 'pg_catalog'::regnamespace)
-AND EXISTS (SELECT FROM pg_catalog.pg_class AS log WHERE log.oid = pg_catalog.to_regclass({log})
-AND pg_catalog.has_table_privilege(log.oid, 'INSERT') AND log.relkind IN ('r', 'p') AND NOT log.relhasrules
+AND EXISTS (SELECT FROM pg_catalog.pg_class AS log WHERE {log}
+AND pg_catalog.has_schema_privilege(log.relnamespace, 'USAGE') AND pg_catalog.has_table_privilege(log.oid, 'INSERT')
+AND log.relkind IN ('r', 'p') AND NOT log.relhasrules
 AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger AS b WHERE b.tgrelid = log.oid AND b.tgtype & 3 = 3))"""
 """Nothing of a log with a rule or a trigger BEFORE each row: what these take elsewhere is not in the command tag."""

@@ -81,7 +81,7 @@ class TableCodec:
         self.codes = _codes(self.columns.values())
         self.usual_types = encoding.dumps(self.codes) if self.codes else None
         """The sidecar's text."""
-        self.decimals = any(one.plain is Decimal for one in self.columns.values())
+        self.decimals = any(one.plain is Decimal and (one.rounder is None or one.rounder.small) for one in self.columns.values())
         """Some go into the JSON as they are: the encoder's form is ours where it has no exponent."""
 
     def writes(self, shape: Any) -> bool:

@@ -176,7 +176,7 @@ def matched(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]] | None:
     counts = plan.counts
     if counts is None:
         count = context.rowcount
-        return () if count == 0 else sets if count == len(sets) or count < 0 else None
+        return () if count == 0 else sets if count == len(sets) or count < 0 or len(sets) == 1 else None
     if len(counts) == 1 < len(sets):  # asyncpg: all together
         return sets if counts[0] == len(sets) else _answered(plan, sets)
     return sets if 0 not in counts and len(counts) == len(sets) else [

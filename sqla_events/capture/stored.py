@@ -61,12 +61,17 @@ _CANONICAL = (
 
 _EXACT = Context(prec=2000)
 
+SMALL = 6
+"""Decimal places to which Python writes all of a number."""
+
 
 class Rounder:
     """A decimal as a column of so many places has it. On SQLite such a column holds floats."""
 
     def __init__(self, scale: int, dialect: Dialect) -> None:
         self._scale = scale
+        self.small = scale > SMALL
+        """Some of its values are so small that Python writes them with an exponent."""
         self.quantum = Decimal(1).scaleb(-scale)
         self._round = self._by_float if dialect.name == "sqlite" else self._by_digits
 

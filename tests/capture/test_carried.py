@@ -577,3 +577,15 @@ def test_in_a_pipeline(stage_of: Callable[..., Stage]) -> None:
             connection.execute(no_key.insert(), {"n": 1})
             connection.execute(no_key.insert(), {"n": 2})
     assert len(keys(stage)) == 2
+
+
+def test_a_schema_that_nobody_may_look_into(stage_of: Callable[..., Stage]) -> None:
+    """The error is the statement's own, and says what is missing."""
+    stage = stage_of()
+    closed = sa.Table("closed", sa.MetaData(), sa.Column("n", sa.Integer), schema="shut")
+    with stage.engine.begin() as connection:
+        for sql in ("CREATE SCHEMA shut", "CREATE TABLE shut.closed (n int)", "DROP ROLE IF EXISTS stranger", "CREATE ROLE stranger"):
+            connection.exec_driver_sql(sql)
+    with pytest.raises(sa.exc.ProgrammingError, match="permission denied for schema shut"), stage.engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL ROLE stranger")
+        connection.execute(closed.insert(), {"n": 1})

@@ -307,3 +307,17 @@ def test_on_asyncpg(on_postgres: Stage) -> None:
     asyncio.run(run())
     on_postgres.hook()
     assert [event.after["x"] for event in on_postgres.events("*.numbers.*")] == [0.1 + 0.2] * 2
+
+
+def test_a_key_that_is_none(made: Stage) -> None:
+    """Two rows that the metadata takes for one: what is gone has an event."""
+    table = sa.Table("doubles", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("x", sa.String(9)))
+    with made.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE doubles (id integer, x varchar(9))")
+        connection.exec_driver_sql("INSERT INTO doubles VALUES (1, 'a'), (1, 'b')")
+    made.hook(carry=False)
+    by_key = table.c.id == sa.bindparam("key")
+    with made.engine.begin() as connection:
+        assert connection.execute(table.update().where(by_key), {"key": 1, "x": "c"}).rowcount == 2
+        assert connection.execute(table.delete().where(by_key), {"key": 1}).rowcount == 2
+    assert [event.operation for event in made.events()] == ["update", "delete"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from threading import Event
 from typing import Any
 
 import pytest
@@ -160,3 +163,30 @@ def test_nothing_is_listened_to_afterwards(sqlite_url: str, declared: tuple[sa.M
     things.append_column(sa.Column("z", sa.Integer))
     assert broker._capture._codecs[things] is known
     engine.dispose()
+
+
+def test_tables_declared_while_captures_come_and_go(sqlite_url: str) -> None:
+    """In other threads."""
+    over, interval = Event(), sys.getswitchinterval()
+
+    def come_and_go() -> None:
+        engine = sa.create_engine(sqlite_url)
+        while not over.is_set():
+            install_crud_hooks(engine, {}).uninstall()
+        engine.dispose()
+
+    def declare() -> None:
+        for _ in range(300):
+            sa.Table("declared", sa.MetaData(), *(sa.Column(f"c{number}", sa.Integer, primary_key=number == 0) for number in range(9)))
+
+    sys.setswitchinterval(1e-6)
+    with ThreadPoolExecutor(6) as pool:
+        coming = [pool.submit(come_and_go) for _ in range(2)]
+        try:
+            for done in [pool.submit(declare) for _ in range(4)]:
+                done.result()
+        finally:
+            sys.setswitchinterval(interval)
+            over.set()
+        for one in coming:
+            one.result()
