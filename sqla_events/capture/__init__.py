@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -98,6 +99,7 @@ class Capture:
         for target, name, function in self._around:
             event.listen(target, name, function)
         declared.watch(self)
+        _listen_to_sessions()
         self._installed = True
 
     def uninstall(self) -> None:
@@ -115,10 +117,7 @@ class Capture:
 
     @property
     def _around(self) -> list[tuple[Any, str, Any]]:
-        hooks = [
-            (Session, "after_commit", self._after_session),
-            (self._engine, "checkin", self._after_connection),
-        ]
+        hooks: list[tuple[Any, str, Any]] = [(self._engine, "checkin", self._after_connection)]
         if self._settings.enable_read:
             hooks.append((Session, "loaded_as_persistent", self._read))
         return hooks
@@ -205,10 +204,6 @@ class Capture:
             buffer.clear()
         else:
             self._drain(connection, buffer)
-
-    def _after_session(self, session: Session) -> None:
-        if _committed.get():
-            _finish()
 
     def _after_connection(self, dbapi_connection: Any, record: Any) -> None:
         if _committed.get():
@@ -359,6 +354,17 @@ _TRANSACTION = (
     "commit", "rollback", "savepoint", "release_savepoint", "rollback_savepoint",
     "prepare_twophase", "commit_twophase", "rollback_twophase",
 )  # fmt: skip
+
+
+@cache
+def _listen_to_sessions() -> None:
+    """Once and for good: SQLAlchemy does not stand listeners on a class that come and go while other threads commit."""
+    event.listen(Session, "after_commit", _after_session)
+
+
+def _after_session(_: Session) -> None:
+    if _committed.get():
+        _finish()
 
 
 def _finish() -> None:

@@ -8,17 +8,17 @@ events lend only what no statement knows: the objects behind a flush, for their 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
-from . import ctes, gaps, many, pipeline, ride, upserts, within
+from . import ctes, gaps, many, pipeline, ride, within
 from .buffer import Buffer, buffer_of, held
 from .carried import Carrier, carrying
 from .cascades import Cascades
@@ -26,6 +26,7 @@ from .codec import TableCodec
 from .kept import ByIdentity
 from .marks import Marks
 from .plan import Plan, Program, Row, Shape, program, shape_of
+from .preparing import Preparation
 from .rows import deleted, dropped, inserted, matched, updated, whole_rows
 from .select import portions, present_rows, refresh, still_there, went_in
 
@@ -63,6 +64,7 @@ class Listener:
         self._marks = marks
         self._writer = writer
         self._carrier = carrier
+        self._preparing = Preparation(on_gap, cascades, marks, writer, carrier)
         self._targets: ByIdentity[tuple[Shape, TableCodec] | None] = ByIdentity()
         """By statement: what it writes, and the codec of its table; None of one that is not captured."""
         self._listening: list[tuple[Any, str, Any]] = []
@@ -74,8 +76,8 @@ class Listener:
         self._add(self._engine, "after_cursor_execute", self._after_cursor)
         self._add(self._engine, "after_execute", self._after_execute)
         self._add(self._engine, "handle_error", self._on_error)
-        for name in ("before_update", "before_delete"):
-            self._add(Mapper, name, self._remember, raw=True, retval=True)
+        _listen_to_mappers()
+        _listeners[self._engine.dialect] = self
 
     def _add(self, target: Any, name: str, function: Any, **options: Any) -> None:
         event.listen(target, name, function, **options)
@@ -86,6 +88,7 @@ class Listener:
         for target, name, function in self._listening:
             event.remove(target, name, function)
         self._listening.clear()
+        _listeners.pop(self._engine.dialect, None)
 
     def forget(self) -> None:
         """What statements write is to be found out anew."""
@@ -108,7 +111,7 @@ class Listener:
         writes = context is not None and (context.isinsert or context.isupdate or context.isdelete)
         plan = self._plan_for(connection, context) if writes else None
         if plan is not None:
-            sql, parameters = self._prepared(connection, plan, sql, parameters, context, executemany)
+            sql, parameters = self._preparing.prepared(connection, plan, sql, parameters, context, executemany)
         if getattr(getattr(context, "compiled", None), "ctes", None):
             sql = self._with_ctes(connection, plan, sql, context)
         elif not writes and gaps.writes(sql) and (on_gap := self._on_unseen(connection)) is not None:
@@ -166,63 +169,13 @@ class Listener:
                 plan.context = context
                 plan.program = plan.codec.programs.get(context.compiled, self._program, plan)
                 if (plan.shape.replaces or plan.codec.replacing.columns) and plan.codec.replacing.removes(plan):
-                    self._missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
+                    self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
                 buffer_of(connection).plans.append(plan)
         return plan
 
     def _program(self, compiled: Any, plan: Plan) -> Program:
         told = program(compiled, plan.shape, plan.codec)
         return told if self._carrier is None else carrying(told, compiled, plan)
-
-    def _prepared(
-        self, connection: Connection, plan: Plan, sql: str, parameters: Any, context: Any, executemany: bool
-    ) -> tuple[str, Any]:
-        """Decide how the rows will be known, and let ride along what that needs; or let the statement write their events."""
-        plan.translate = context.execution_options.get("schema_translate_map")
-        if self._cascades is not None and plan.codec.reaches and plan.verb in plan.codec.reaches:
-            plan.reached = self._cascades.look(connection, plan, context)
-        if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
-            return self._alone(connection, plan, sql, parameters, context)
-        by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
-        _decide(plan, context, executemany, by_driver)
-        if by_driver and not plan.own:
-            return sql, parameters
-        if self._writer is not None and self._writer.may(plan, context, executemany):
-            plan.within = self._writer.within(connection, plan, sql, parameters, context)
-            if plan.within is not None:
-                return plan.within.sql, plan.within.parameters
-        plan.look_before = self._looks_before(plan, context)
-        if plan.look_before and not by_driver:
-            plan.before = present_rows(connection, plan, context, context.compiled_parameters[0])
-        if plan.shape.upsert and plan.standing is None and not ride.old_rides(plan, context.dialect):
-            self._find_standing(connection, plan, context)
-        ridden = ride.along(plan, sql, context)
-        if plan.whole and not plan.ride:
-            self._blind(plan, sql)
-        return ridden, parameters
-
-    def _find_standing(self, connection: Connection, plan: Plan, context: Any) -> None:
-        moves = upserts.moves_key(plan)
-        if plan.want_old or moves:
-            plan.standing = upserts.standing(connection, plan, context)
-        if moves and plan.standing is None:
-            self._missed(plan, "an upsert that changes the key of a row")
-
-    def _alone(self, connection: Connection, plan: Plan, sql: str, parameters: Any, context: Any) -> tuple[str, Any]:
-        """One row, and its parameters tell what it is."""
-        if plan.program.carries and self._carrier is not None and not self._marks.known:
-            return self._carrier.carried(connection, buffer_of(connection), plan, sql, parameters, context)
-        return sql, parameters
-
-    def _looks_before(self, plan: Plan, context: Any) -> bool:
-        wanted = plan.verb == "update" and plan.whole and (plan.want_old or ride.moves(plan))
-        return wanted and not ride.old_rides(plan, context.dialect)
-
-    def _blind(self, plan: Plan, sql: str) -> None:
-        plan.whole = plan.own = False
-        plan.blind = True
-        if self._on_gap is not None and plan.table.name not in self._marks.known:
-            self._on_gap(plan.table.schema, str(plan.table.name), sql, "a statement whose rows the database does not return")
 
     # While -------------------------------------------------------------------------------------------------------
 
@@ -362,17 +315,13 @@ class Listener:
     def _cascaded(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[Row]) -> None:
         """What a statement wrote and what the database changed with it, in an order that foreign keys allow on a replay."""
         assert self._cascades is not None
-        caused = self._cascades.changed(connection, plan, plan.reached, rows, self._missed) if rows else ()
+        caused = self._cascades.changed(connection, plan, plan.reached, rows, self._preparing.missed) if rows else ()
         own = ((plan, rows),)
         for one, of_one in chain(caused, own) if plan.verb == "delete" else chain(own, caused):
             if one is plan:
                 self._tell(connection, buffer, one, of_one)
             elif not self._marks.sees(one.table, plan):
                 self._emit(connection, buffer, one, of_one)
-
-    def _missed(self, plan: Plan, reason: str) -> None:
-        if self._on_gap is not None:
-            self._on_gap(plan.table.schema, str(plan.table.name), str(plan.statement), reason)
 
     def _on_error(self, context: Any) -> None:
         """A statement failed. SQLite keeps what its earlier sets of parameters wrote, unless the caller rolls back."""
@@ -398,34 +347,33 @@ class Listener:
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
 
-    def _remember(self, mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
-        if connection.engine.pool is self._engine.pool and state.key is not None:
-            states = buffer_of(connection).states
-            if len(states) > MAX_STATES:  # leftovers of updates that turned out to change nothing
-                states.clear()
-            for table in mapper.tables:
-                states[table, state.key[1]] = state
-        return EXT_CONTINUE
+    def remember(self, mapper: Mapper[Any], connection: Connection, state: Any) -> None:
+        """An object is about to be updated or deleted."""
+        states = buffer_of(connection).states
+        if len(states) > MAX_STATES:  # leftovers of updates that turned out to change nothing
+            states.clear()
+        for table in mapper.tables:
+            states[table, state.key[1]] = state
+
+
+_listeners: dict[Dialect, Listener] = {}
+"""An engine's, and those that ``execution_options()`` makes of it, by the dialect that they share."""
+
+
+@cache
+def _listen_to_mappers() -> None:
+    """Once and for good: SQLAlchemy does not stand listeners on a class that come and go while other threads flush."""
+    for name in ("before_update", "before_delete"):
+        event.listen(Mapper, name, _remember, raw=True, retval=True)
+
+
+def _remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
+    listener = _listeners.get(connection.dialect)
+    if listener is not None and state.key is not None:
+        listener.remember(mapper, connection, state)
+    return EXT_CONTINUE
 
 
 def _has_run(dbapi_cursor: Any) -> bool:
     """Whether a statement has been executed that may have written something."""
     return dbapi_cursor is not None and (dbapi_cursor.rowcount > 0 or dbapi_cursor.description is not None)
-
-
-def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> None:
-    """How the rows of the statement get known: whole, put together from what is told, or by running its sets ourselves."""
-    shape, program, dialect = plan.shape, plan.program, context.dialect
-    unsaid = bool(program.unsaid)
-    sqlite = dialect.name == "sqlite"
-    if shape.verb == "create":
-        plan.whole = not shape.given or (executemany and (unsaid or not (by_driver or shape.sorted)))
-        plan.own = by_driver and (sqlite or plan.whole)
-    elif shape.by_key:
-        plan.whole = False
-        alone = unsaid or not shape.exact or shape.verb == "delete"  # each set has to tell what it did
-        plan.own = by_driver and (sqlite or alone or dialect.driver == "asyncpg" or pipeline.is_open(context.cursor, dialect))
-    else:
-        keys = plan.codec.key
-        plan.whole, plan.own = True, by_driver
-        plan.moves_key = any(key in program.moved or key in program.given for key in keys)
