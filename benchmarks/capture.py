@@ -37,7 +37,7 @@ from benchmarks.servers import database_urls
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = ("insert", "update", "delete")
 SETS = ("set_insert", "set_update", "set_delete")
-ROUNDS = {1: 40, 100: 10, 10_000: 3}
+ROUNDS = {1: 200, 100: 10, 10_000: 3}
 
 EVERYWHERE = ("none", "hand_written", "capture", "continuum")
 ON_POSTGRES = (*EVERYWHERE, "statement_triggers", "row_triggers", "postgresql_audit")
@@ -172,7 +172,7 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default=os.environ.get("JSON"))
-    parser.add_argument("--rounds", type=int, default=0, help="rounds for each case; 0: 40, 10 and 3 for 1, 100 and 10,000 rows")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds for each case; 0: 200, 10 and 3 for 1, 100 and 10,000 rows")
     parser.add_argument("--rows", default="1,100,10000")
     parser.add_argument("--only", default="", help="part of a database's label: sqlite, psycopg, asyncpg")
     parser.add_argument("--without", default="", help="ways to leave out, as continuum,postgresql_audit")
