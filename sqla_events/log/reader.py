@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from ..bridge import Database, Doorbell, Ear, Held
 from ..errors import LeaseLost, ProviderUnavailable
@@ -357,6 +358,20 @@ class Reader:
             logger.warning("the lease of group %r was not given back: %s", self.lease.group, error)
 
 
+CLOSE_SECONDS = 5.0
+"""How long whoever is cancelled while a lease is given back waits for that."""
+
+
+async def _to_the_end(closing: Coroutine[Any, Any, None]) -> None:
+    """Close, a cancellation meanwhile too: a lease that is given up must not be taken for held by a process that has ended."""
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=CLOSE_SECONDS)
+        raise
+
+
 async def _wait(event: asyncio.Event, seconds: float) -> None:
     if seconds > 0 and not event.is_set():
         with suppress(TimeoutError):
@@ -391,7 +406,7 @@ async def leased(
                 keeper.cancel()
                 await asyncio.gather(keeper, return_exceptions=True)
         finally:
-            await reader.close()
+            await _to_the_end(reader.close())
             signals.emit(Leased(lease.group, lease.partition, lease.epoch, held=False))
 
 

@@ -254,6 +254,32 @@ async def _claimed(database: Database, reader: Reader, stream: Any, other: Reade
     return coming
 
 
+async def test_a_stop_while_a_lease_is_given_up(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up nevertheless, with what is settled: else nobody would read until it expires, and that would come again."""
+    transport, closing, goes_on = Transport(), asyncio.Event(), asyncio.Event()
+    commit = Reader.commit
+
+    async def slowly(reader: Reader) -> None:
+        if reader.lease.partition == 0 and reader._claimed:
+            closing.set()
+            await goes_on.wait()
+        await commit(reader)
+
+    await database.run(append, TABLES, [Event(type="a.b.c", key=str(n % KEYS), payload=n) for n in range(40)])
+    one = Process(database, transport, "one", partitions=2)
+    await until(spread_as(database, 2))
+    await until(lambda: len(transport.seen) == 40)
+    monkeypatch.setattr(Reader, "commit", slowly)
+    await database.run(leases.claim, TABLES, ReaderSettings("g", "two", partitions=2))
+    await closing.wait()
+    stopping = asyncio.create_task(one.stop())
+    await asyncio.sleep(0.05)
+    goes_on.set()
+    await stopping
+    assert await held(database) == {}
+    assert {part.position.high for part in await database.run(groups, TABLES)} == {40}
+
+
 async def test_claims_go_with_whoever_made_them(database: Database) -> None:
     """A standby that ends leaves no lease reserved for it."""
     transport = Transport()
