@@ -37,7 +37,7 @@ class Again:
             assert (letter.event.id, letter.event.payload, letter.event.key) == (event.id, event.payload, event.key)
             assert before < letter.first_failed_at <= letter.last_failed_at < now() + dt.timedelta(seconds=5)
             async with consuming(provider) as stream:
-                await publish(provider, *(late := events(1, 1)))
+                await publish(provider, *(late := events(1, 1, rows=1)))
                 await stream.take(1)
                 assert stream.ids == [str(late[0].id)]
 
@@ -51,7 +51,7 @@ class Again:
     async def test_a_redriven_dead_letter_goes_to_its_subscription_alone(self, transport: Transport) -> None:
         """With attempts counted afresh, once; other groups get nothing; buried again, it is a dead letter again."""
         async with opened(transport) as provider, consuming(provider, hold, group="other") as other:
-            await bury(provider, *events(1))
+            await bury(provider, *events(1, rows=1))
             assert await provider.dead_letters.redrive() == 1
             async with consuming(provider, hold) as stream:
                 (delivery,) = await stream.take(1)
@@ -64,7 +64,7 @@ class Again:
             async with consuming(provider) as stream:
                 (delivery,) = await stream.take(1)
                 assert delivery.only == "app.mail"
-            await publish(provider, *events(1, 1))
+            await publish(provider, *events(1, 1, rows=1))
             async with consuming(provider) as stream:
                 await stream.take(1)
                 assert [event.payload for event in stream.events] == [1]
@@ -115,7 +115,7 @@ class Again:
 
     async def test_a_message_may_be_for_one_subscription(self, transport: Transport) -> None:
         """What replays are made of: only the group that is named gets it for that subscription, however odd the names."""
-        first, second = events(2)
+        first, second = events(2, rows=1)
         group, subscription = "a/b %ü", "app.<locals>.mäil/1"
         header = only_header(group, subscription)
         assert addressee(header) == (group, subscription)
