@@ -38,6 +38,7 @@ class Metrics:
         self.unavailable = counter("eventbroker_unavailable_total", "Failed calls to something outside", ["what"])
         self._sizes: dict[str, int] = {}
         self._children: dict[tuple[Any, ...], Any] = {}
+        self._counters: dict[tuple[str, str], Any] = {}
         self._rules: dict[type[Fact], Callable[[Any], object]] = {
             Published: self._on_published,
             Processed: self._on_processed,
@@ -67,7 +68,11 @@ class Metrics:
             return child
 
     def _on_published(self, fact: Published) -> None:
-        self._child(self.published, fact.source, fact.type).inc(fact.count)
+        try:
+            count = self._counters[fact.source, fact.type]
+        except KeyError:
+            count = self._counters[fact.source, fact.type] = self.published.labels(fact.source, fact.type).inc
+        count(fact.count)
 
     def _on_processed(self, fact: Processed) -> None:
         self._child(self.processed, fact.source, fact.type, fact.status).inc()

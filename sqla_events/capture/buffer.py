@@ -92,6 +92,8 @@ class Buffer(msgspec.Struct, eq=False):
 
     def refuse_autocommit(self, connection: Connection) -> None:
         """:raises CaptureError: if every statement commits by itself: the event could be lost or lie."""
+        if self.checked:
+            return
         level = connection.get_execution_options().get("isolation_level") or getattr(
             connection.dialect, "_on_connect_isolation_level", None
         )

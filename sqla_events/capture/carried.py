@@ -33,12 +33,12 @@ from sqlalchemy.engine import Connection
 from ..errors import CaptureError
 from .buffer import Buffer
 from .catalog import Catalog
-from .codec import Stored
+from .codec import Stored, TableCodec
 from .frame import ROWS
 from .make import a_number
 from .outbox import COLUMNS, KINDS, NAMES, NUMBERED_KINDS, Captured
-from .plan import Plan, Program, Row
-from .rows import deleted, foretold, inserted, lacks_key, updated
+from .plan import Plan, Program, Row, Shape
+from .rows import deleted, foretold, inserted_one, lacks_key, updated
 from .within import DRIVERS
 
 Events = Callable[[Connection, Plan, Sequence[Row]], list[Captured]]
@@ -136,7 +136,7 @@ def _rows(plan: Plan, buffer: Buffer, context: Any, key: int | None) -> list[Row
     if key is not None:
         return [foretold(plan, sets[0], key)]
     if plan.shape.verb == "create":
-        return list(inserted(plan, context))
+        return list(inserted_one(plan, context))
     return list((updated if plan.shape.verb == "update" else deleted)(plan, buffer, sets))
 
 
@@ -158,15 +158,15 @@ def _around(log: str, first: int, makes_key: bool) -> tuple[str, str]:
     return f"WITH {ROWS} AS (", f"), sqla_events_log AS ({insert}) SELECT * FROM {ROWS}"
 
 
-def carrying(told: Program, compiled: Any, plan: Plan) -> Program:
+def carrying(told: Program, compiled: Any, shape: Shape, codec: TableCodec) -> Program:
     """What a compiled statement tells, and whether its executions can take their events along."""
-    dialect, shape, codec = compiled.dialect, plan.shape, plan.codec
+    dialect = compiled.dialect
     driver = dialect.driver in DRIVERS and dialect.paramstyle in ("pyformat", "numeric_dollar")
     if not driver or told.unsaid or compiled.ctes or shape.verb not in codec.operations:
         return told
     returning = compiled.effective_returning or ()
     if shape.verb == "create":
-        makes_key = _makes_key(told, returning, plan)
+        makes_key = _makes_key(told, returning, codec)
         carries = shape.given and (makes_key or not told.answered)
     else:
         makes_key = False
@@ -174,10 +174,10 @@ def carrying(told: Program, compiled: Any, plan: Plan) -> Program:
     return msgspec.structs.replace(told, carries=carries, makes_key=makes_key)
 
 
-def _makes_key(told: Program, returning: Sequence[Any], plan: Plan) -> bool:
+def _makes_key(told: Program, returning: Sequence[Any], table: TableCodec) -> bool:
     """Whether an INSERT returns nothing but a key that is a number, and gets nothing else from the database."""
-    if len(returning) != 1 or len(plan.codec.key) != 1 or not isinstance(returning[0], sa.Column):
+    if len(returning) != 1 or len(table.key) != 1 or not isinstance(returning[0], sa.Column):
         return False
-    (key,) = plan.codec.key
-    codec = plan.codec.key_codecs[key]
+    (key,) = table.key
+    codec = table.key_codecs[key]
     return returning[0].key == key and told.moved == {key} and codec.expected is int and codec.plain_key

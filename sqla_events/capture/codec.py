@@ -64,6 +64,7 @@ class TableCodec:
         self._dialect = dialect
         self._kinds: dict[str, TypeEngine[Any]] = {}
         self._plain_key = all(codec.plain_key for codec in self.key_codecs.values())
+        self._sole, self._sole_type = self._natural_key()
         self._rounded = [(key, one.rounder) for key, one in self.columns.items() if one.rounder is not None and one.plain is Decimal]
         self._names: dict[Any, tuple[str, ...]] = {}
         """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none
@@ -89,6 +90,12 @@ class TableCodec:
         return (
             shape.verb in self.operations or (shape.upsert and "update" in self.operations) or shape.verb in self.reaches
         )
+
+    def _natural_key(self) -> tuple[str, type | None]:
+        """Of a key that is one column, and with a value of this type its own JSON object; no value is of no type."""
+        name = self.key[0] if len(self.key) == 1 else ""
+        codec = self.columns.get(name)
+        return name, codec.plain if codec is not None and codec.plain_key and codec.name == name else None
 
     def kind(self, key: str) -> TypeEngine[Any]:
         """The SQL type of a column, seen or hidden: the level of an event's values."""
@@ -126,7 +133,7 @@ class TableCodec:
         lowered, columns, plain = {}, self.columns, True
         for key, value in values.items():
             codec = columns.get(key)
-            if codec is not None and (type(value) is codec.plain or (value is None and codec.none)):
+            if codec is not None and (codec.is_plain(value) or (value is None and codec.none)):
                 lowered[codec.name] = value
                 continue
             plain = False
@@ -135,6 +142,10 @@ class TableCodec:
         if plain and len(self._names) < MAX_KINDS:
             self._names[kinds] = () if list(lowered) == list(values) else tuple(lowered)
         return lowered
+
+    def shown_key(self, key: dict[str, Any], types: encoding.Types) -> dict[str, Any]:
+        """The same of a key, of which the usual kinds need no look."""
+        return key if type(key.get(self._sole)) is self._sole_type else self.side(key, "key", types)
 
     def _special(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types) -> Any:
         bound = type(value) is not Loaded

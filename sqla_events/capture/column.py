@@ -84,6 +84,10 @@ class ColumnCodec:
         self.keyed = _one_number(self, dialect) if self.code == "decimal" else None
         """What makes one text of equal values, for the text of a key."""
 
+    def is_plain(self, value: Any) -> bool:
+        """Whether a value goes into the JSON as it is. UUIDs of whatever class do: asyncpg has one of its own."""
+        return type(value) is self.plain or (self.plain is uuid.UUID and isinstance(value, uuid.UUID))
+
     def redact(self) -> None:
         """Let no value of this column out."""
         self.redacted, self.plain = True, _Nothing

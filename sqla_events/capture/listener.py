@@ -27,7 +27,7 @@ from .kept import ByIdentity
 from .marks import Marks
 from .plan import Plan, Program, Row, Shape, program, shape_of
 from .preparing import Preparation
-from .rows import deleted, dropped, inserted, matched, updated, whole_rows
+from .rows import deleted, dropped, inserted, inserted_one, matched, updated, whole_rows
 from .select import portions, present_rows, refresh, still_there, went_in
 
 MAX_STATES = 20_000
@@ -99,26 +99,34 @@ class Listener:
     def _before_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> tuple[str, Any]:
-        if context is not None and context.current_parameters is not None:
-            return sql, parameters  # a sequence or an SQL default of what is to run, asked for beforehand
-        if context is None or context.compiled is None or context.is_text:
+        compiled = None if context is None else context.compiled
+        if compiled is None or context.is_text:
             self._marks.noticed(sql)
             word = gaps.transaction_word(sql)
             if word is not None:
                 self._on_text(connection, *word)
+        elif context.current_parameters is not None:
+            return sql, parameters  # a sequence or an SQL default of what is to run, asked for beforehand
         if self._marks.changing:
             self._marks.look_again(connection)
-        writes = context is not None and (context.isinsert or context.isupdate or context.isdelete)
-        plan = self._plan_for(connection, context) if writes else None
+        if context is None or not (context.isinsert or context.isupdate or context.isdelete):
+            return self._before_other(connection, sql, context), parameters
+        plan = self._plan_for(connection, context)
         if plan is not None:
             sql, parameters = self._preparing.prepared(connection, plan, sql, parameters, context, executemany)
-        if getattr(getattr(context, "compiled", None), "ctes", None):
+        if compiled.ctes:
             sql = self._with_ctes(connection, plan, sql, context)
-        elif not writes and gaps.writes(sql) and (on_gap := self._on_unseen(connection)) is not None:
-            gaps.look(on_gap, sql, context)
         if plan is not None and self._marks.known:
             sql = self._marks.mark(connection, plan, sql)
         return sql, parameters
+
+    def _before_other(self, connection: Connection, sql: str, context: Any) -> str:
+        """What is no INSERT, UPDATE or DELETE of SQLAlchemy's may write all the same."""
+        if context is not None and getattr(context.compiled, "ctes", None):
+            return self._with_ctes(connection, None, sql, context)
+        if gaps.writes(sql) and (on_gap := self._on_unseen(connection)) is not None:
+            gaps.look(on_gap, sql, context)
+        return sql
 
     def _on_unseen(self, connection: Connection) -> gaps.OnGap | None:
         return partial(self._unseen, connection) if self._marks.known else self._on_gap
@@ -146,9 +154,7 @@ class Listener:
         target = self._targets.get(element, self._target)
         if target is None:
             return None
-        buffer = buffer_of(connection)
-        if not buffer.checked:
-            buffer.refuse_autocommit(connection)
+        buffer_of(connection).refuse_autocommit(connection)
         return Plan(element, *target, many, self._always)
 
     def _target(self, element: Any) -> tuple[Shape, TableCodec] | None:
@@ -161,21 +167,25 @@ class Listener:
 
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
-        buffer = held(connection)
-        plan: Plan | None = None if buffer is None else buffer.plan_of(context)
-        if plan is None:
-            plan = self._planned(connection, context.invoked_statement, many=len(context.compiled_parameters) > 1)
-            if plan is not None:
-                plan.context = context
-                plan.program = plan.codec.programs.get(context.compiled, self._program, plan)
-                if (plan.shape.replaces or plan.codec.replacing.columns) and plan.codec.replacing.removes(plan):
-                    self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
-                buffer_of(connection).plans.append(plan)
+        buffer, element = buffer_of(connection), context.invoked_statement
+        if buffer.plans and (plan := buffer.plan_of(context)) is not None:
+            return plan
+        target = self._targets.get(element, self._target)
+        if target is None:
+            return None
+        if not buffer.checked:
+            buffer.refuse_autocommit(connection)
+        shape, codec = target
+        told = codec.programs.get(context.compiled, self._program, shape, codec)
+        plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
+        if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
+            self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
+        buffer.plans.append(plan)
         return plan
 
-    def _program(self, compiled: Any, plan: Plan) -> Program:
-        told = program(compiled, plan.shape, plan.codec)
-        return told if self._carrier is None else carrying(told, compiled, plan)
+    def _program(self, compiled: Any, shape: Shape, codec: TableCodec) -> Program:
+        told = program(compiled, shape, codec)
+        return told if self._carrier is None else carrying(told, compiled, shape, codec)
 
     # While -------------------------------------------------------------------------------------------------------
 
@@ -222,12 +232,14 @@ class Listener:
                 pipeline.settle(dbapi_cursor, connection.dialect)
             return
         if type(plan) is Plan and not (plan.ride or plan.within):  # nothing comes back that is ours
-            if plan.shape.verb != "create" and dbapi_cursor.rowcount < 0:
+            rows = dbapi_cursor.rowcount
+            if rows < 0 and plan.shape.verb != "create":
                 pipeline.settle(dbapi_cursor, connection.dialect)
+                rows = dbapi_cursor.rowcount
             if plan.carry is None:
-                plan.ran, plan.rows = True, dbapi_cursor.rowcount
+                plan.ran, plan.rows = True, rows
             elif self._carrier is not None:
-                self._carrier.ran(buffer, plan, dbapi_cursor.rowcount)
+                self._carrier.ran(buffer, plan, rows)
             return
         pipeline.settle(dbapi_cursor, connection.dialect)
         try:
@@ -268,11 +280,13 @@ class Listener:
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any], result: Any
     ) -> None:
         buffer = held(connection)
-        if buffer is None or not buffer.plans or (plan := buffer.plan_of(getattr(result, "context", None))) is None:
+        if buffer is None or not buffer.plans:
             return
-        buffer.plans.pop()
-        if plan.carry is None:
-            self._done(connection, buffer, plan, result.context)
+        plan, context = buffer.plans[-1], getattr(result, "context", None)
+        if plan.context is context:
+            buffer.plans.pop()
+            if plan.carry is None:
+                self._done(connection, buffer, plan, context)
 
     def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
         try:
@@ -291,7 +305,7 @@ class Listener:
         elif verb == "create":
             if dropped(plan, context):
                 plan.counts = went_in(connection, plan, context.compiled_parameters)
-            rows = inserted(plan, context)
+            rows = inserted(plan, context) if plan.many else inserted_one(plan, context)
         else:
             sets = matched(plan, context)
             if sets is None:
@@ -307,7 +321,7 @@ class Listener:
 
     def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Iterable[Row]) -> None:
         """A portion at a time: of a statement with a million sets of parameters, no million rows are made at once."""
-        for some in portions(rows, PORTION) if plan.many or plan.whole else (list(rows),):
+        for some in portions(rows, PORTION) if plan.many or plan.whole else (tuple(rows),):
             if plan.codec.triggered and plan.shape.verb != "delete":
                 refresh(connection, plan, some)
             self._emit(connection, buffer, plan, some)

@@ -43,6 +43,7 @@ class Maker:
         self._settings = settings
         self._instance_id = instance_id
         self._before = settings.old_values != "never"
+        self._limit = settings.max_payload_bytes
         self._said: ByIdentity[Said] = ByIdentity()
 
     def events(self, connection: Connection, plan: Plan, rows: Sequence[Row]) -> list[Captured]:
@@ -92,7 +93,7 @@ class Maker:
 
     def _payload(self, codec: TableCodec, row: Row, verb: str, cause: str | None) -> tuple[str, str | None]:
         special: encoding.Types = {}
-        payload: dict[str, Any] = {"key": codec.side(row.key, "key", special)}
+        payload: dict[str, Any] = {"key": codec.shown_key(row.key, special)}
         if row.before is not None and self._before:
             payload["before"] = codec.side(row.before, "before", special)
         if row.after is not None:
@@ -113,16 +114,14 @@ class Maker:
         if codec.decimals and b"E" in text and (b"E+" in text or b"E-" in text):
             codec.write_out(payload)
             text = _encode(payload)
-        limit = self._settings.max_payload_bytes
-        if limit is not None and len(text) > limit:
+        if self._limit is not None and len(text) > self._limit:
             text = self._too_large(codec, payload, len(text))
         return text.decode(), codec.types(special) if special else codec.usual_types
 
     def _too_large(self, codec: TableCodec, payload: dict[str, Any], size: int) -> bytes:
-        limit = self._settings.max_payload_bytes
         if self._settings.on_too_large == "error":
             raise CaptureError(
-                f"an event of {codec.table.fullname} has a payload of {size} bytes, and max_payload_bytes is {limit}; "
+                f"an event of {codec.table.fullname} has a payload of {size} bytes, and max_payload_bytes is {self._limit}; "
                 "exclude large columns (exclude_columns), raise the limit, or set on_too_large to 'truncate'"
             )
         names = sorted({name for side in ("before", "after") for name in payload.get(side, {})})

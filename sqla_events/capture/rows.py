@@ -13,7 +13,7 @@ from sqlalchemy.orm.base import NO_VALUE, LoaderCallableStatus
 from .buffer import Buffer
 from .codec import MAX_KINDS
 from .column import SQL_NULL, Loaded
-from .plan import Plan, Row, common
+from .plan import Common, Plan, Row, common
 from .ride import INSERTED, OLD, moves
 
 # Rows that came back whole ------------------------------------------------------------------------------------------
@@ -102,19 +102,32 @@ def dropped(plan: Plan, context: Any) -> bool:
 
 def inserted(plan: Plan, context: Any) -> Iterator[Row]:
     """One row for each set of parameters that went in."""
-    program, sets, keys = plan.program, context.compiled_parameters, plan.codec.key
-    if program.answered or plan.rode or lacks_key(sets, keys):
+    program, sets = plan.program, context.compiled_parameters
+    if program.answered or plan.rode or lacks_key(sets, plan.codec.key):
         told = _told(plan, context)
         sets = sets[: len(told)]  # fewer rows where a listener of the user's dropped some
         shared = common(plan.codec, program.moved, (*program.given, *(told[0] if told else ())))
     else:
         told, shared = [], program.common
     for given, answer in zip(_gone_in(plan, sets), _gone_in(plan, told) or repeat(None), strict=False):
-        after = {key: given[key] for key in program.given}
-        if answer:
-            after.update(answer)
+        yield _inserted(plan, given, answer, shared)
+
+
+def inserted_one(plan: Plan, context: Any) -> Iterable[Row]:
+    """The same, of a single set."""
+    sets = context.compiled_parameters
+    if plan.program.answered or plan.rode or plan.counts is not None or lacks_key(sets, plan.codec.key):
+        return inserted(plan, context)
+    return (_inserted(plan, sets[0], None, plan.program.common),)
+
+
+def _inserted(plan: Plan, given: Mapping[str, Any], answer: Mapping[str, Any] | None, shared: Common) -> Row:
+    after = dict(zip(plan.program.given, map(given.__getitem__, plan.program.given), strict=True))
+    if answer:
+        after.update(answer)
+    if shared.nulls:
         after.update(shared.nulls)
-        yield Row({key: after[key] for key in keys if key in after}, None, after, shared.unknown)
+    return Row({key: after[key] for key in plan.codec.key if key in after}, None, after, shared.unknown)
 
 
 def foretold(plan: Plan, given: Mapping[str, Any], key: Any) -> Row:
@@ -198,29 +211,35 @@ def key_after(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given.get(name, given[label]) for name, label in plan.shape.by_key or ()}
 
 
-def updated(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+def updated(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterable[Row]:
     """One row for each set."""
-    program, table, by_key = plan.program, plan.table, plan.shape.by_key or ()
-    given_keys, moved = program.given, program.moved
-    riding = len(plan.rode) == len(sets)
-    unknown = () if riding else program.unknown
-    for index, given in enumerate(sets):
-        after = {key: given[key] for key in given_keys}
-        if riding and moved:
-            after.update((key, value) for key, value in plan.rode[index].items() if key in moved)
-        key = {name: given[label] for name, label in by_key}
-        state = buffer.states.pop((table, tuple(key.values())), None)
-        yield Row(key, {} if state is None else _olds(state, table, after), after, unknown)
+    if len(plan.rode) == len(sets):
+        return map(_updated, repeat(plan), repeat(buffer), sets, plan.rode)
+    return (_updated(plan, buffer, sets[0]),) if len(sets) == 1 else map(_updated, repeat(plan), repeat(buffer), sets)
 
 
-def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
+def _updated(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapping[str, Any] | None = None) -> Row:
+    program, shape = plan.program, plan.shape
+    after = dict(zip(program.given, map(given.__getitem__, program.given), strict=True))
+    if rode:
+        after.update((key, value) for key, value in rode.items() if key in program.moved)
+    key = {name: given[label] for name, label in shape.by_key or ()}
+    state = buffer.states.pop((shape.table, tuple(key.values())), None)
+    before = {} if state is None else _olds(state, shape.table, after)
+    return Row(key, before, after, program.unknown if rode is None else ())
+
+
+def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterable[Row]:
     """One row for each set."""
-    table, by_key = plan.table, plan.shape.by_key or ()
-    for given in sets:
-        key = {name: given[label] for name, label in by_key}
-        before = known_values(buffer.states.pop((table, tuple(key.values())), None), table)
-        before.update(key)
-        yield Row(key, before)
+    return (_deleted(plan, buffer, sets[0]),) if len(sets) == 1 else map(_deleted, repeat(plan), repeat(buffer), sets)
+
+
+def _deleted(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
+    shape = plan.shape
+    key = {name: given[label] for name, label in shape.by_key or ()}
+    before = known_values(buffer.states.pop((shape.table, tuple(key.values())), None), shape.table)
+    before.update(key)
+    return Row(key, before)
 
 
 # What the session knows ---------------------------------------------------------------------------------------------
@@ -228,7 +247,14 @@ def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> It
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:
     """A row as the session has loaded it; what it has not loaded is left out."""
-    return {} if state is None else _olds(state, table, _attributes(state.manager.mapper, table))
+    if state is None:
+        return {}
+    names = _attributes(state.manager.mapper, table)
+    if not state.committed_state:  # nothing of it was changed, and mostly all is loaded
+        values = [*map(state.dict.get, names.values(), repeat(NO_VALUE))]
+        if all(map(_IS_VALUE.__getitem__, map(type, values))):
+            return dict(zip(names, values, strict=True))
+    return _olds(state, table, names)
 
 
 def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
