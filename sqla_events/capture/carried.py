@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import compress, count, repeat
+from operator import is_not
 from typing import Any
 
 import msgspec
@@ -34,9 +36,10 @@ from ..errors import CaptureError
 from .buffer import Buffer
 from .catalog import Catalog
 from .codec import Stored, TableCodec
+from .forms import literal
 from .frame import ROWS
 from .make import a_number
-from .outbox import COLUMNS, KINDS, NAMES, NUMBERED_KINDS, Captured
+from .outbox import COLUMNS, KINDS, NUMBERED_KINDS, OWN, SHARED, Captured
 from .plan import Plan, Program, Row, Shape
 from .rows import deleted, foretold, inserted_one, lacks_key, updated
 from .within import DRIVERS
@@ -45,6 +48,15 @@ Events = Callable[[Connection, Plan, Sequence[Row]], list[Captured]]
 
 MOST_PARAMETERS = 1000
 """A row that has more is an import's."""
+
+_ABOUT = slice(SHARED.index("metadata"), SHARED.index("instance_id") + 1)
+
+VARYING = (*OWN, *SHARED[_ABOUT])
+"""Columns of the log that are parameters."""
+FIXED = (*SHARED[: _ABOUT.start], *SHARED[_ABOUT.stop :])
+"""Those that are literals."""
+
+_PLACES = tuple(f"sqla_events_{number}" for number in range(len(VARYING) + 1))
 
 WHOLE_NUMBERS = ("int2", "int4", "int8")
 
@@ -86,13 +98,17 @@ class Carrier:
             plan.foretold = rows
             return sql, parameters
         plan.carry = Carried(event, sql, parameters)
-        values = event[:4] + event[4].values
+        shared = event[4].values
+        values = (event[0], event[1] if number is None else None, *event[2:4], *shared[_ABOUT])
+        there = tuple(map(is_not, values, repeat(None)))
+        given = [*compress(values, there)]
         if number is not None:
-            values = (*values, str(number))
+            given.append(str(number))
         numbered = context.dialect.paramstyle == "numeric_dollar"
-        before, after = _around(self._catalog.log, len(parameters) + 1 if numbered else 0, number is not None)
-        given = (*parameters, *values) if numbered else {**parameters, **dict(zip(_PLACES, values, strict=False))}
-        return before + sql + ("\n" if "--" in sql else "") + after, given
+        first = len(parameters) + 1 if numbered else 0
+        fixed = shared[: _ABOUT.start] + shared[_ABOUT.stop :]
+        sql = _with_event(sql, self._catalog.log, fixed, there, first, number is not None)
+        return sql, (*parameters, *given) if numbered else {**parameters, **dict(zip(_PLACES, given, strict=False))}
 
     def _may(self, connection: Connection, plan: Plan, parameters: Any, context: Any) -> bool:
         sets, makes_key = context.compiled_parameters, plan.program.makes_key
@@ -140,22 +156,41 @@ def _rows(plan: Plan, buffer: Buffer, context: Any, key: int | None) -> list[Row
     return list((updated if plan.shape.verb == "update" else deleted)(plan, buffer, sets))
 
 
-_PLACES = tuple(f"sqla_events_{number}" for number in range(len(COLUMNS) + 1))
-
-
 @lru_cache(maxsize=1024)
-def _around(log: str, first: int, makes_key: bool) -> tuple[str, str]:
-    """What stands before a statement and after it; ``first`` is the number of our first parameter, 0 where they have names."""
-    marks = [f"${number}" for number in range(first, first + len(_PLACES))] if first else [f"%({name})s" for name in _PLACES]
-    values = [f"{mark}::{kind}" for mark, kind in zip(marks, NUMBERED_KINDS if first else KINDS, strict=False)]
-    if not makes_key:
-        return f"WITH {ROWS} AS (", f" RETURNING 1) INSERT INTO {log} ({NAMES}) SELECT {', '.join(values)} FROM {ROWS}"
-    for name, form in (("key", "made.key"), ("payload", "to_json(made.key)")):
-        at = COLUMNS.index(name)
-        told = f"replace({marks[at]}::text, {marks[-1]}::text, {form}::text)"
-        values[at] = told if name == "key" else f"{told}::json"
-    insert = f"INSERT INTO {log} ({NAMES}) SELECT {', '.join(values)} FROM {ROWS} AS made (key)"
-    return f"WITH {ROWS} AS (", f"), sqla_events_log AS ({insert}) SELECT * FROM {ROWS}"
+def _with_event(sql: str, log: str, fixed: tuple[Any, ...], there: tuple[bool, ...], first: int, makes_key: bool) -> str:
+    """The statement with its event around it. Columns that are the same at each of its executions stand there as literals,
+    those that are NULL not at all.
+
+    :param there: which of ``VARYING`` are parameters.
+    :param first: the number of our first parameter; 0 where they have names.
+    """
+    kinds = dict(zip(COLUMNS, NUMBERED_KINDS if first else KINDS, strict=True))
+    marks = (f"${number}" for number in count(first)) if first else (f"%({name})s" for name in _PLACES)
+    values = {name: f"{next(marks)}::{kinds[name]}" for name in compress(VARYING, there)}
+    values.update((name, _literal(value, double=not first)) for name, value in zip(FIXED, fixed, strict=True) if value is not None)
+    if makes_key:
+        values["key"] = "made.key::text"
+        values["payload"] = f"replace({values['payload'].partition(':')[0]}::text, {next(marks)}::text, to_json(made.key)::text)::json"
+    insert = f"INSERT INTO {log} ({', '.join(map(_name, values))}) SELECT {', '.join(values.values())} FROM {ROWS}"
+    end = "\n" if "--" in sql else ""
+    if makes_key:
+        return f"WITH {ROWS} AS ({sql}{end}), sqla_events_log AS ({insert} AS made (key)) SELECT * FROM {ROWS}"
+    return f"WITH {ROWS} AS ({sql}{end} RETURNING 1) {insert}"
+
+
+def _name(column: str) -> str:
+    return f'"{column}"'
+
+
+def _literal(value: str | int, *, double: bool) -> str:
+    """A constant in SQL, whatever the server takes a backslash for; drivers that look for % want it doubled."""
+    if isinstance(value, int):
+        return str(value)
+    text = f"E{literal(value.replace(BACKSLASH, 2 * BACKSLASH))}" if BACKSLASH in value else literal(value)
+    return text.replace("%", "%%") if double else text
+
+
+BACKSLASH = "\\"
 
 
 def carrying(told: Program, compiled: Any, shape: Shape, codec: TableCodec) -> Program:
