@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,9 +22,8 @@ _NOTHING = About()
 _current: ContextVar[About] = ContextVar("sqla_events_context", default=_NOTHING)
 
 
-def current() -> About:
-    """What applies here; empty outside every ``event_context``."""
-    return _current.get()
+current: Callable[[], About] = _current.get
+"""What applies here; empty outside every ``event_context``."""
 
 
 @contextmanager

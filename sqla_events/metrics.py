@@ -51,13 +51,13 @@ class Metrics:
 
     def attach(self, signals: Signals) -> Callable[[], None]:
         """Count what these signals tell from now on; returns what ends that."""
-        return signals.subscribe(self.note)
+        ends = [signals.subscribe(rule, kind) for kind, rule in self._rules.items()]
 
-    def note(self, fact: Fact) -> None:
-        """Count one fact."""
-        rule = self._rules.get(type(fact))
-        if rule is not None:
-            rule(fact)
+        def end() -> None:
+            for one in ends:
+                one()
+
+        return end
 
     def _child(self, collector: Any, *labels: str) -> Any:
         """A labelled child, looked up once: ``labels()`` takes a lock and costs more than counting."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from sqlalchemy.engine import Connection, Engine
@@ -157,15 +158,15 @@ class Publisher:
         """
         self._ring()  # a moment early, which readers expect: some commits have no moment after
         if self._config.mode != "sync" or self._runtime() is None or in_handler():
-            return lambda committed: self._count(written) if committed else None
+            return partial(self._count, written)
         handled = self._waiters.expect(
             one for event_id, event_type in written.ids for one in self._interested(event_id, event_type)
         )
         return lambda committed: self._await_handlers(handled, written) if committed else self._waiters.forget(handled)
 
-    def _count(self, written: Written) -> None:
-        self._ring()
-        if self._signals:
+    def _count(self, written: Written, committed: bool = True) -> None:
+        if committed:
+            self._ring()
             for event_type, count in written.counts.items():
                 self._signals.emit(Published("database", event_type, count))
 

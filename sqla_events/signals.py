@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -94,27 +95,36 @@ class Gap(Fact, frozen=True):
     table: str
 
 
+Listeners = tuple[Callable[[Any], object], ...]
+
+
 class Signals:
     """Listeners of facts. A listener that raises is logged and disturbs nobody."""
 
     def __init__(self) -> None:
-        self._listeners: tuple[Callable[[Fact], object], ...] = ()
+        self._listeners: Listeners = ()
+        self._of: dict[type[Fact], Listeners] = {}
+        """Those of one kind of facts, and of all."""
 
     def __bool__(self) -> bool:
         """Whether anybody listens: the hot path asks before it makes a fact."""
-        return bool(self._listeners)
+        return bool(self._listeners or self._of)
 
-    def subscribe(self, listener: Callable[[Fact], object]) -> Callable[[], None]:
-        """Call ``listener`` with every fact, on whatever thread it happens; returns what ends that."""
-        self._listeners = (*self._listeners, listener)
-        return lambda: self._drop(listener)
+    def subscribe(self, listener: Callable[[Any], object], kind: type[Fact] | None = None) -> Callable[[], None]:
+        """Call ``listener`` with every fact, or those of one kind, on whatever thread it happens; returns what ends that."""
+        self._change(lambda listeners: (*listeners, listener), kind)
+        return lambda: self._change(lambda listeners: tuple(other for other in listeners if other is not listener), kind)
 
-    def _drop(self, listener: Callable[[Fact], object]) -> None:
-        self._listeners = tuple(other for other in self._listeners if other is not listener)
+    def _change(self, change: Callable[[Listeners], Listeners], kind: type[Fact] | None) -> None:
+        if kind is None:
+            self._listeners = change(self._listeners)
+            self._of = {one: change(listeners) for one, listeners in self._of.items()}
+        else:
+            self._of = {**self._of, kind: change(self._of.get(kind, self._listeners))}
 
     def emit(self, fact: Fact) -> None:
         """Tell every listener."""
-        for listener in self._listeners:
+        for listener in self._of.get(type(fact), self._listeners):
             try:
                 listener(fact)
             except Exception:

@@ -125,13 +125,11 @@ class Capture:
     # Transactions ------------------------------------------------------------------------------------------------
 
     def _commit(self, connection: Connection) -> None:
-        buffer = held(connection)
-        if buffer is not None:
-            self._commit_events(connection, buffer)
         if self._marks.changing:
             self._marks.ended()
-
-    def _commit_events(self, connection: Connection, buffer: Buffer) -> None:
+        buffer = held(connection)
+        if buffer is None:
+            return
         try:
             if buffer.written.lost or buffer.plans:
                 self._refuse_loss(buffer)
@@ -206,8 +204,7 @@ class Capture:
             self._drain(connection, buffer)
 
     def _after_connection(self, dbapi_connection: Any, record: Any) -> None:
-        if _committed.get():
-            _finish()
+        _finish()
 
     # Events ------------------------------------------------------------------------------------------------------
 
@@ -359,16 +356,12 @@ _TRANSACTION = (
 @cache
 def _listen_to_sessions() -> None:
     """Once and for good: SQLAlchemy does not stand listeners on a class that come and go while other threads commit."""
-    event.listen(Session, "after_commit", _after_session)
+    event.listen(Session, "after_commit", _finish)
 
 
-def _after_session(_: Session) -> None:
-    if _committed.get():
-        _finish()
-
-
-def _finish() -> None:
+def _finish(_: Session | None = None) -> None:
     waiting = _committed.get()
-    _committed.set(())
-    for after in waiting:
-        after(True)
+    if waiting:
+        _committed.set(())
+        for after in waiting:
+            after(True)

@@ -61,17 +61,14 @@ _PLACES = tuple(f"sqla_events_{number}" for number in range(len(VARYING) + 1))
 WHOLE_NUMBERS = ("int2", "int4", "int8")
 
 
-class Carried:
+class Carried(msgspec.Struct, eq=False):
     """One execution that writes its event."""
 
-    __slots__ = ("counted", "event", "parameters", "sql")
-
-    def __init__(self, event: Captured, sql: str, parameters: Any) -> None:
-        self.event = event
-        self.sql = sql
-        self.parameters = parameters
-        """As they were without."""
-        self.counted = False
+    event: Captured
+    sql: str
+    parameters: Any
+    """As they were without."""
+    counted: bool = False
 
 
 class Carrier:

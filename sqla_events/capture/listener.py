@@ -77,7 +77,7 @@ class Listener:
         self._add(self._engine, "after_execute", self._after_execute)
         self._add(self._engine, "handle_error", self._on_error)
         _listen_to_mappers()
-        _listeners[self._engine.dialect] = self
+        _heard.add(self._engine.dialect)
 
     def _add(self, target: Any, name: str, function: Any, **options: Any) -> None:
         event.listen(target, name, function, **options)
@@ -88,7 +88,7 @@ class Listener:
         for target, name, function in self._listening:
             event.remove(target, name, function)
         self._listening.clear()
-        _listeners.pop(self._engine.dialect, None)
+        _heard.discard(self._engine.dialect)
 
     def forget(self) -> None:
         """What statements write is to be found out anew."""
@@ -99,7 +99,7 @@ class Listener:
     def _before_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> tuple[str, Any]:
-        compiled = None if context is None else context.compiled
+        compiled: Any = None if context is None else context.compiled
         if compiled is None or context.is_text:
             self._marks.noticed(sql)
             word = gaps.transaction_word(sql)
@@ -168,7 +168,8 @@ class Listener:
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
         buffer, element = buffer_of(connection), context.invoked_statement
-        if buffer.plans and (plan := buffer.plan_of(context)) is not None:
+        plan: Plan | None = buffer.plan_of(context) if buffer.plans else None
+        if plan is not None:
             return plan
         target = self._targets.get(element, self._target)
         if target is None:
@@ -226,7 +227,7 @@ class Listener:
             return
         if buffer.guarded:
             self._marks.done(connection)
-        plan = buffer.plan_of(context)
+        plan = buffer.plan_of(context) if buffer.plans else None
         if plan is None:
             if context is not None and context.execution_options.get(pipeline.WAITS):
                 pipeline.settle(dbapi_cursor, connection.dialect)
@@ -316,12 +317,14 @@ class Listener:
                 rows = updated(plan, buffer, sets) if verb == "update" else deleted(plan, buffer, sets)
         if plan.reached is not None:
             self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
-        else:
+        elif plan.many or plan.whole or plan.codec.triggered:
             self._tell(connection, buffer, plan, rows)
+        else:
+            self._emit(connection, buffer, plan, tuple(rows))
 
     def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Iterable[Row]) -> None:
         """A portion at a time: of a statement with a million sets of parameters, no million rows are made at once."""
-        for some in portions(rows, PORTION) if plan.many or plan.whole else (tuple(rows),):
+        for some in portions(rows, PORTION):
             if plan.codec.triggered and plan.shape.verb != "delete":
                 refresh(connection, plan, some)
             self._emit(connection, buffer, plan, some)
@@ -361,17 +364,9 @@ class Listener:
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
 
-    def remember(self, mapper: Mapper[Any], connection: Connection, state: Any) -> None:
-        """An object is about to be updated or deleted."""
-        states = buffer_of(connection).states
-        if len(states) > MAX_STATES:  # leftovers of updates that turned out to change nothing
-            states.clear()
-        for table in mapper.tables:
-            states[table, state.key[1]] = state
 
-
-_listeners: dict[Dialect, Listener] = {}
-"""An engine's, and those that ``execution_options()`` makes of it, by the dialect that they share."""
+_heard: set[Dialect] = set()
+"""Of captured engines: those that ``execution_options()`` makes of one share its dialect."""
 
 
 @cache
@@ -382,9 +377,13 @@ def _listen_to_mappers() -> None:
 
 
 def _remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
-    listener = _listeners.get(connection.dialect)
-    if listener is not None and state.key is not None:
-        listener.remember(mapper, connection, state)
+    """An object is about to be updated or deleted."""
+    if connection.dialect in _heard and state.key is not None:
+        states = buffer_of(connection).states
+        if len(states) > MAX_STATES:  # leftovers of updates that turned out to change nothing
+            states.clear()
+        for table in mapper.tables:
+            states[table, state.key[1]] = state
     return EXT_CONTINUE
 
 

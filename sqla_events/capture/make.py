@@ -32,7 +32,7 @@ class Said(msgspec.Struct, eq=False):
     """Metadata as JSON, user, session and instance."""
     special: encoding.Types
     """The types of the metadata."""
-    heads: dict[tuple[TableCodec, str, str], Head] = {}
+    heads: dict[tuple[TableCodec, str | None, str], Head] = {}
     """By table, schema and verb."""
 
 
@@ -52,7 +52,7 @@ class Maker:
         schema, cause = self._schema(plan, connection), None
         if plan.cause is not None:
             first = plan.cause
-            cause = type_of(self._schema(first, connection), str(first.table.name), first.verb)
+            cause = type_of(self._named(self._schema(first, connection)), str(first.table.name), first.verb)
         usual, codec, special, made = plan.shape.verb, plan.codec, said.special, []
         for new_id, row in zip(ids(len(rows)), rows, strict=True):
             verb = row.verb or usual
@@ -74,22 +74,24 @@ class Maker:
         user_id = None if about.user_id is None else str(about.user_id)
         return Said((metadata, user_id, about.session_id, self._instance_id), special)
 
-    def _head(self, said: Said, codec: TableCodec, schema: str, verb: str) -> Head:
-        entity = str(codec.table.name)
-        head = Head(("database", type_of(schema, entity, verb), schema, entity, verb, *said.values, codec.version))
+    def _head(self, said: Said, codec: TableCodec, schema: str | None, verb: str) -> Head:
+        named, entity = self._named(schema), str(codec.table.name)
+        head = Head(("database", type_of(named, entity, verb), named, entity, verb, *said.values, codec.version))
         if len(said.heads) >= MAX_HEADS:
             said.heads.clear()
         said.heads[codec, schema, verb] = head
         return head
 
-    def _schema(self, plan: Plan, connection: Connection) -> str:
-        """The schema that the statement writes to."""
+    def _schema(self, plan: Plan, connection: Connection) -> str | None:
+        """The schema that the statement writes to, None for the default one."""
         translate = plan.translate  # which an execution has taken from its connection's options too
         if plan.context is None:
             translate = translate or connection.get_execution_options().get("schema_translate_map")
-        schema = plan.shape.table.schema
-        named = (translate.get(schema, schema) if translate else schema) or self._settings.default_schema
-        return str(named)  # no quoted_name, of which msgspec makes no JSON
+        schema: str | None = plan.shape.table.schema
+        return translate.get(schema, schema) if translate else schema
+
+    def _named(self, schema: str | None) -> str:
+        return str(schema or self._settings.default_schema)  # no quoted_name, of which msgspec makes no JSON
 
     def _payload(self, codec: TableCodec, row: Row, verb: str, cause: str | None) -> tuple[str, str | None]:
         special: encoding.Types = {}
@@ -131,14 +133,12 @@ class Maker:
 def ids(count: int) -> list[str]:
     """UUIDs of version 7 as 32 hexadecimal digits, as :func:`event.new_id` makes them and several times as fast."""
     time_ = f"{time.time_ns() // 1_000_000:012x}7"
-    if len(_tails) < count:
-        if count > TAILS:
-            return [time_ + tail for tail in _random_tails(count)]
-        _tails.extend(_random_tails(TAILS))
-    try:
-        return [time_ + _tails.pop() for _ in range(count)]
-    except IndexError:  # other threads have taken the last ones
-        return [time_ + tail for tail in _random_tails(count)]
+    if count == 1:
+        try:
+            return [time_ + _tails.pop()]
+        except IndexError:
+            _tails.extend(_random_tails(TAILS))
+    return [time_ + tail for tail in _random_tails(count)]
 
 
 def a_number() -> int:
@@ -147,7 +147,7 @@ def a_number() -> int:
 
 
 TAILS = 100
-"""Of ids, made at once: asking the system for random bytes costs more than all the rest of one id."""
+"""Of single ids, made at once: asking the system for random bytes costs more than all the rest of one id."""
 
 _tails: list[str] = []
 os.register_at_fork(after_in_child=_tails.clear)

@@ -36,7 +36,9 @@ class Preparation:
         if self._cascades is not None and plan.codec.reaches and plan.verb in plan.codec.reaches:
             plan.reached = self._cascades.look(connection, plan, context)
         if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
-            return self._alone(connection, plan, sql, parameters, context)
+            if plan.program.carries and self._carrier is not None and not self._marks.known:
+                return self._carrier.carried(connection, buffer_of(connection), plan, sql, parameters, context)
+            return sql, parameters  # one row, and its parameters tell what it is
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
         _decide(plan, context, executemany, by_driver)
         if by_driver and not plan.own:
@@ -61,12 +63,6 @@ class Preparation:
             plan.standing = upserts.standing(connection, plan, context)
         if moves and plan.standing is None:
             self.missed(plan, "an upsert that changes the key of a row")
-
-    def _alone(self, connection: Connection, plan: Plan, sql: str, parameters: Any, context: Any) -> tuple[str, Any]:
-        """One row, and its parameters tell what it is."""
-        if plan.program.carries and self._carrier is not None and not self._marks.known:
-            return self._carrier.carried(connection, buffer_of(connection), plan, sql, parameters, context)
-        return sql, parameters
 
     def _looks_before(self, plan: Plan, context: Any) -> bool:
         wanted = plan.verb == "update" and plan.whole and (plan.want_old or ride.moves(plan))
