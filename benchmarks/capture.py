@@ -2,7 +2,9 @@
 triggers, PostgreSQL-Audit and SQLAlchemy-Continuum. What each of them is: ways.py.
 
 Each way runs in a process and on a database of its own; in every round they run one after the other, so that noise of
-the machine hits them alike; the figure is the median round. All run on the same SQLAlchemy. Cases:
+the machine hits them alike; the figure is the median round. Of two processes that do the same, one is up to a tenth
+faster from its start to its end; so one row, of which a tenth is what is to be found out, is measured in several sets of
+fresh processes. All run on the same SQLAlchemy. Cases:
 
 ``insert``, ``update``, ``delete``   objects of a session, 2 of 10 columns changed; an update and a delete load their rows first
 ``set_insert`` and so on             one statement: bulk ``insert()``, ``update()`` and ``delete()`` of all rows, which
@@ -12,7 +14,7 @@ the machine hits them alike; the figure is the median round. All run on the same
 
 ``ratio`` is our time over the baseline's. Lines ``overhead`` compare what is added to no capture: our share over theirs.
 
-    python benchmarks/capture.py [--json FILE] [--rounds N] [--rows 1,100,10000] [--only psycopg] [--portions 1000000]
+    python benchmarks/capture.py [--json FILE] [--rounds N] [--sets N] [--rows 1,100,10000] [--only psycopg] [--portions 1000000]
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +39,9 @@ from benchmarks.servers import database_urls
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = ("insert", "update", "delete")
 SETS = ("set_insert", "set_update", "set_delete")
-ROUNDS = {1: 200, 100: 10, 10_000: 3}
+ROUNDS = {1: 30, 100: 10, 10_000: 3}
+SETS_OF_PROCESSES = {1: 9}
+"""By rows; else one."""
 
 EVERYWHERE = ("none", "hand_written", "capture", "continuum")
 ON_POSTGRES = (*EVERYWHERE, "statement_triggers", "row_triggers", "postgresql_audit")
@@ -111,9 +115,9 @@ class Case:
         return f"{self.label} {self.operation} {self.rows}: {self.median('none') / self.rows * 1e6:.1f} us/row; over none: {ratios}"
 
 
-def measure(label: str, ways: list[Runner], operations: tuple[str, ...], rows: int, rounds: int) -> list[Case]:
+def measure(ways: list[Runner], cases: list[Case], rounds: int) -> None:
     """Cases of one number of rows. A round inserts, changes and removes the same rows; Continuum's of 10,000 only once."""
-    cases = [Case(label, operation, rows) for operation in operations]
+    rows = cases[0].rows
     for number in range(rounds + 1):
         for case in cases:
             for way in (*ways[number % len(ways) :], *ways[: number % len(ways)]):
@@ -122,7 +126,6 @@ def measure(label: str, ways: list[Runner], operations: tuple[str, ...], rows: i
                 seconds, _ = way.run(case.operation, rows)
                 if number:  # the first round fills caches
                     case.times.setdefault(way.name, []).append(seconds)
-    return cases
 
 
 def same_events(ways: list[Runner]) -> None:
@@ -148,22 +151,35 @@ def portions(label: str, make_url: Callable[[str], str], rows: int) -> Iterator[
         yield Figure(f"{label} portions {rows} memory ({name})", rise, "MiB")
 
 
-def figures(label: str, make_url: Callable[[str], str], options: argparse.Namespace) -> Iterator[Figure]:
-    """All of one database and driver."""
+@contextmanager
+def processes(label: str, make_url: Callable[[str], str], number: int, options: argparse.Namespace) -> Iterator[list[Runner]]:
+    """A process for each way, as long as the block."""
     names = EVERYWHERE if label == "sqlite" else ON_POSTGRES
     with ExitStack() as stack:
-        ways = [Runner(name, make_url(name)) for name in names if name not in options.without.split(",")]
+        ways = [Runner(name, make_url(f"{name}_{number}")) for name in names if name not in options.without.split(",")]
         for way in ways:
             stack.callback(way.close)
-        for rows in map(int, options.rows.split(",")):
-            if rows >= 10_000 and label == "postgresql+asyncpg":  # Continuum takes a minute, and does the same as on psycopg
-                ways = [way for way in ways if way.name != "continuum"]
-            cases = measure(label, ways, OPERATIONS, rows, options.rounds or ROUNDS.get(rows, 3))
-            same_events(ways)
-            if rows >= 10_000:
-                seeing = [way for way in ways if way.name not in ("continuum", "hand_written")]  # which do not see these
-                cases += measure(label, seeing, SETS, rows, options.rounds or 3)
-            for case in cases:
+        yield ways
+
+
+def figures(label: str, make_url: Callable[[str], str], options: argparse.Namespace) -> Iterator[Figure]:
+    """All of one database and driver."""
+    number = 0
+    for rows in map(int, options.rows.split(",")):
+        cases = [Case(label, operation, rows) for operation in OPERATIONS]
+        sets = [Case(label, operation, rows) for operation in SETS]
+        for _ in range(options.sets or SETS_OF_PROCESSES.get(rows, 1)):
+            number += 1
+            with processes(label, make_url, number, options) as ways:
+                if rows >= 10_000 and label == "postgresql+asyncpg":  # Continuum takes a minute, and does the same as on psycopg
+                    ways = [way for way in ways if way.name != "continuum"]
+                measure(ways, cases, options.rounds or ROUNDS.get(rows, 3))
+                same_events(ways)
+                if rows >= 10_000:
+                    seeing = [way for way in ways if way.name not in ("continuum", "hand_written")]  # which do not see these
+                    measure(seeing, sets, options.rounds or 3)
+        for case in [*cases, *sets]:
+            if case.times:
                 print(case.line(), file=sys.stderr, flush=True)
                 yield from case.figures()
 
@@ -172,7 +188,8 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default=os.environ.get("JSON"))
-    parser.add_argument("--rounds", type=int, default=0, help="rounds for each case; 0: 200, 10 and 3 for 1, 100 and 10,000 rows")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds for each set of processes; 0: 30, 10 and 3 for 1, 100 and 10,000 rows")
+    parser.add_argument("--sets", type=int, default=0, help="sets of processes; 0: 9 for one row, else 1")
     parser.add_argument("--rows", default="1,100,10000")
     parser.add_argument("--only", default="", help="part of a database's label: sqlite, psycopg, asyncpg")
     parser.add_argument("--without", default="", help="ways to leave out, as continuum,postgresql_audit")

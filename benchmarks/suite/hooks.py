@@ -14,6 +14,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from sqla_events.bridge import refuse_autocommit
 from sqla_events.capture import Capture, select
 from sqla_events.capture.plan import table_of, unwrapped
+from sqla_events.capture.quiet import unheard
 from sqla_events.capture.settings import CaptureSettings
 from sqla_events.errors import ConfigError
 from sqla_events.schema import Tables
@@ -117,11 +118,12 @@ class Hooked:
         except ConfigError:
             return
         event.listen(engine, "connect", self._connect)
-        for name in ("before_cursor_execute", "do_execute", "do_execute_no_params", "do_executemany", "rollback", "rollback_twophase"):
-            event.listen(engine, name, getattr(self, f"_{name}"))
-        self.capture.install()
-        for name in ("commit", "prepare_twophase", "commit_twophase", "reset"):
-            event.listen(engine, name, getattr(self, f"_{name}"))
+        with unheard(engine):  # as in an application that does not listen itself
+            for name in ("before_cursor_execute", "do_execute", "do_execute_no_params", "do_executemany", "rollback", "rollback_twophase"):
+                event.listen(engine, name, getattr(self, f"_{name}"))
+            self.capture.install()
+            for name in ("commit", "prepare_twophase", "commit_twophase", "reset"):
+                event.listen(engine, name, getattr(self, f"_{name}"))
 
     def _connect(self, raw: Any, record: Any) -> None:
         self.database.prepare(raw)

@@ -29,6 +29,7 @@ from .listener import Listener
 from .make import Maker
 from .marks import Marks
 from .plan import Plan, Row, Shape, key_columns
+from .quiet import Quiet, wake
 from .rows import forget_attributes, known_values
 from .settings import CaptureSettings
 from .within import Writer
@@ -72,6 +73,7 @@ class Capture:
             self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values, self._cascades,
             self._marks, *self._writers(),
         )  # fmt: skip
+        self._quiet = Quiet(self._engine, self._listener.executed)
         self._enabled = {
             "create": settings.enable_create,
             "update": settings.enable_update,
@@ -92,15 +94,18 @@ class Capture:
             return
         refuse_autocommit(self._engine)
         self._forget()
+        self._quiet.listen(self._listen)
+        declared.watch(self)
+        _listen_to_sessions()
+        self._installed = True
+
+    def _listen(self) -> None:
         self._listener.listen()
         self._marks.listen()
         for name in _TRANSACTION:
             event.listen(self._engine, name, getattr(self, f"_{name}"))
         for target, name, function in self._around:
             event.listen(target, name, function)
-        declared.watch(self)
-        _listen_to_sessions()
-        self._installed = True
 
     def uninstall(self) -> None:
         """Take every hook off again."""
@@ -112,6 +117,7 @@ class Capture:
             event.remove(self._engine, name, getattr(self, f"_{name}"))
         for target, name, function in self._around:
             event.remove(target, name, function)
+        self._quiet.unlisten()
         declared.unwatch(self)
         self._installed = False
 
@@ -210,6 +216,7 @@ class Capture:
 
     def note(self, connection: Connection, event_id: Any, event_type: str) -> None:
         """An event was published by hand in this connection's transaction."""
+        wake(connection)
         buffer_of(connection).written.add(event_type, event_id if self._wants_ids else None)
 
     def _drain(self, connection: Connection, buffer: Buffer) -> None:
@@ -268,6 +275,7 @@ class Capture:
                 plan = Plan(None, shape, codec, many=False, want_old=False)
                 values = known_values(state, table)
                 key = {name: values[name] for name in codec.key if name in values}
+                wake(connection)
                 self._emit(connection, buffer_of(connection), plan, [Row(key, after=values)])
 
     # What is captured --------------------------------------------------------------------------------------------

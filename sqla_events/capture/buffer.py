@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from typing import Any
+from weakref import ref
 
 import msgspec
 from sqlalchemy.engine import Connection
@@ -52,12 +53,19 @@ class Written(msgspec.Struct, eq=False):
         return Written(dict(self.counts), list(self.ids), self.lost)
 
 
+def _none() -> None:
+    """What a reference to nothing tells."""
+
+
 class Buffer(msgspec.Struct, eq=False):
     """Rows for the outbox in the order of their writes, and the statements that run now."""
 
     rows: list[tuple[Any, ...]] = []
     plans: list[Any] = []
     states: dict[Any, Any] = {}
+    """What the session knows of rows that are about to be written, by table and key: ORM states."""
+    transaction: Any = _none
+    """What tells the transaction that they are of, as long as it lives."""
     written: Written = msgspec.field(default_factory=Written)
     marks: dict[str, Written] = {}
     """What was written when a savepoint was made."""
@@ -90,10 +98,22 @@ class Buffer(msgspec.Struct, eq=False):
         self.marks.clear()
         self.guarded = self.told = self.checked = False
 
-    def refuse_autocommit(self, connection: Connection) -> None:
-        """:raises CaptureError: if every statement commits by itself: the event could be lost or lie."""
+    def states_of(self, connection: Connection) -> dict[Any, Any]:
+        """What is remembered in this transaction. Nobody tells when one ends that has written nothing."""
+        transaction = connection.get_transaction()
+        if self.transaction() is not transaction:
+            self.states.clear()
+            self.transaction = _none if transaction is None else ref(transaction)
+        return self.states
+
+    def begin(self, connection: Connection) -> None:
+        """A transaction is about to write for the first time.
+
+        :raises CaptureError: if every statement commits by itself: the event could be lost or lie.
+        """
         if self.checked:
             return
+        self.states_of(connection)
         level = connection.get_execution_options().get("isolation_level") or getattr(
             connection.dialect, "_on_connect_isolation_level", None
         )

@@ -154,7 +154,7 @@ class Listener:
         target = self._targets.get(element, self._target)
         if target is None:
             return None
-        buffer_of(connection).refuse_autocommit(connection)
+        buffer_of(connection).begin(connection)
         return Plan(element, *target, many, self._always)
 
     def _target(self, element: Any) -> tuple[Shape, TableCodec] | None:
@@ -175,7 +175,7 @@ class Listener:
         if target is None:
             return None
         if not buffer.checked:
-            buffer.refuse_autocommit(connection)
+            buffer.begin(connection)
         shape, codec = target
         told = codec.programs.get(context.compiled, self._program, shape, codec)
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
@@ -281,9 +281,12 @@ class Listener:
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any], result: Any
     ) -> None:
         buffer = held(connection)
-        if buffer is None or not buffer.plans:
-            return
-        plan, context = buffer.plans[-1], getattr(result, "context", None)
+        if buffer is not None and buffer.plans:
+            self.executed(connection, buffer, getattr(result, "context", None))
+
+    def executed(self, connection: Connection, buffer: Buffer, context: Any) -> None:
+        """An execution has all that the database answered."""
+        plan = buffer.plans[-1]
         if plan.context is context:
             buffer.plans.pop()
             if plan.carry is None:
@@ -379,7 +382,7 @@ def _listen_to_mappers() -> None:
 def _remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
     """An object is about to be updated or deleted."""
     if connection.dialect in _heard and state.key is not None:
-        states = buffer_of(connection).states
+        states = buffer_of(connection).states_of(connection)
         if len(states) > MAX_STATES:  # leftovers of updates that turned out to change nothing
             states.clear()
         for table in mapper.tables:

@@ -1,0 +1,261 @@
+"""Connections dispatch an engine's events when they are about to write, and nothing is lost by that: ``capture/quiet.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import Session
+
+from sqla_events import CaptureError
+from sqla_events.capture import quiet
+from sqla_events.capture.buffer import buffer_of
+from tests.capture.conftest import Stage
+from tests.capture.model import Item, Tag, item_tags
+
+NAMES = (
+    "engine_connect", "begin", "commit", "rollback", "savepoint", "rollback_savepoint", "release_savepoint",
+    "before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute",
+)  # fmt: skip
+
+TAGS = Tag.__table__
+assert isinstance(TAGS, sa.Table)
+
+
+def listen(target: Any, *names: str) -> list[str]:
+    """Names of the events that are dispatched, from now on."""
+    seen: list[str] = []
+    for name in names:
+        sa.event.listen(target, name, partial(_note, seen, name))
+    return seen
+
+
+def _note(seen: list[str], name: str, *_: Any) -> None:
+    seen.append(name)
+
+
+def types(stage: Stage) -> list[str]:
+    return [event.type.removeprefix("public.") for event in stage.check()]
+
+
+def work(stage: Stage) -> None:
+    """Some of everything: reads before writes, savepoints before and after the first write, rollbacks, text."""
+    with stage.session() as session:
+        session.scalars(sa.select(Tag)).all()
+        with session.begin_nested() as savepoint:
+            session.scalars(sa.select(Tag)).all()
+            savepoint.rollback()
+        with session.begin_nested():
+            session.add(Tag(id=1, name="a"))
+        with session.begin_nested() as savepoint:
+            session.add(Tag(id=2, name="b"))
+            session.flush()
+            savepoint.rollback()
+        session.execute(sa.insert(Tag), [{"id": 3, "name": "c"}, {"id": 4, "name": "d"}])
+        session.commit()
+        session.scalars(sa.select(Tag)).all()
+        session.execute(sa.update(Tag).values(name="e").where(Tag.id > 2), execution_options={"synchronize_session": False})
+        session.rollback()
+        session.get_one(Tag, 3).name = "f"
+        session.commit()
+    with stage.engine.connect() as connection:
+        connection.execute(sa.select(TAGS)).all()
+        connection.commit()
+        connection.execute(sa.delete(TAGS).where(TAGS.c.id == 4))
+        connection.commit()
+        connection.exec_driver_sql("SELECT 1").all()
+        connection.rollback()
+
+
+WORK = ["tags.create", "tags.create", "tags.create", "tags.update", "tags.delete"]
+
+
+def test_who_only_reads_pays_nothing(stage: Stage) -> None:
+    """Nor is anything dispatched before the first write."""
+    stage.hook()
+    with stage.engine.connect() as connection:
+        connection.execute(sa.select(Item).join(item_tags)).all()
+        connection.execute(sa.select(TAGS).with_for_update()).all()
+        assert not connection._has_events
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        assert connection._has_events
+        connection.commit()
+    assert types(stage) == ["tags.create"]
+
+
+@pytest.mark.parametrize("names", [(), ("9.",)], ids=["quiet", "on another version"])
+def test_all_is_captured(stage: Stage, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    """Also where connections cannot be kept quiet."""
+    if names:
+        monkeypatch.setattr(quiet, "TESTED", names)
+    stage.hook()
+    assert ("_has_events" in stage.engine.__dict__) is bool(names)
+    work(stage)
+    assert types(stage) == WORK
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("of_class", [True, False], ids=["of all engines", "of this one"])
+def test_listeners_of_the_application_are_told_everything(stage: Stage, first: bool, of_class: bool) -> None:
+    """As without capture, wherever they listen and whenever they came."""
+    plain = sa.create_engine(stage.engine.url)
+    seen = listen(plain, *NAMES)
+    work(stage_of(plain))
+    expected, target = seen.copy(), Engine if of_class else stage.engine
+    with stage.engine.begin() as connection:
+        connection.execute(sa.delete(TAGS))
+    told: list[str] = []
+    listeners: list[tuple[str, Callable[..., None]]] = [(name, partial(_note, told, name)) for name in NAMES]
+    if not first:
+        stage.hook(carry=False)
+    for name, listener in listeners:
+        sa.event.listen(target, name, listener)
+    if first:
+        stage.hook(carry=False)
+    told.clear()
+    try:
+        work(stage)
+    finally:
+        for name, listener in listeners:
+            sa.event.remove(target, name, listener)
+        if of_class:
+            Engine._has_events = False
+    assert [one for one in told if one != "after_execute"] == [one for one in expected if one != "after_execute"]
+    assert told.count("after_execute") == expected.count("after_execute")
+    plain.dispose()
+    assert types(stage) == WORK
+
+
+def stage_of(engine: Engine) -> Stage:
+    return Stage(engine, engine)
+
+
+def test_a_listener_of_one_connection(stage: Stage) -> None:
+    """Is told of its SELECTs too, and of those of no other."""
+    stage.hook()
+    with stage.engine.connect() as connection, stage.engine.connect() as other:
+        seen = listen(connection, "before_cursor_execute")
+        connection.execute(sa.select(TAGS)).all()
+        other.execute(sa.select(TAGS)).all()
+        assert seen == ["before_cursor_execute"]
+        connection.rollback()
+
+
+def test_engines_of_options(stage: Stage) -> None:
+    """They share the dialect of the captured one, whichever was there first."""
+    early = stage.engine.execution_options(early=True)
+    stage.hook()
+    for number, engine in enumerate((early, stage.engine, stage.engine.execution_options(late=True))):
+        with engine.begin() as connection:
+            connection.execute(sa.select(TAGS)).all()
+            connection.execute(TAGS.insert(), {"id": number, "name": "a"})
+    assert types(stage) == ["tags.create"] * 3
+
+
+def test_what_was_remembered_for_nothing(stage: Stage) -> None:
+    """A flush that finds nothing to write tells of no old values; its transaction ends without a word."""
+    stage.hook(old_values="known")
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.commit()
+    with stage.engine.connect() as connection, Session(connection, expire_on_commit=False) as session:
+        tag = session.get_one(Tag, 1)
+        tag.name = "b"
+        tag.name = "a"
+        session.flush()
+        assert buffer_of(connection).states
+        session.commit()
+        connection.commit()
+        with stage.engine.begin() as other:
+            other.execute(sa.update(TAGS).values(name="c").where(TAGS.c.id == 1))
+        connection.execute(TAGS.update().where(TAGS.c.id == sa.bindparam("key")), {"key": 1, "name": "d"})
+        connection.commit()
+    (update, later) = [event.payload for event in stage.check()][1:]
+    assert update["after"] == {"name": "c"}
+    assert later["after"] == {"name": "d"}
+    assert later.get("before", {}).get("name") in (None, "c")
+
+
+def test_reads_that_are_captured(stage: Stage) -> None:
+    """Their events commit although nothing is written."""
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.commit()
+    stage.hook(enable_read=True)
+    with stage.session() as session:
+        session.get_one(Tag, 1)
+        session.commit()
+    assert [event.type for event in stage.events()] == ["public.tags.read"]
+
+
+def test_an_event_that_is_published_by_hand(stage: Stage) -> None:
+    """On a connection that has written nothing else; who waits for commits is told."""
+    broker = stage.hook()
+    with stage.session() as session:
+        session.scalars(sa.select(Tag)).all()
+        broker.publish("a.b.c", {}, session=session)
+        session.rollback()
+        broker.publish("a.b.d", {}, session=session)
+        session.commit()
+    assert [event.type for event in stage.events()] == ["a.b.d"]
+
+
+def test_an_event_that_cannot_be_made(stage: Stage) -> None:
+    """The statement fails as it did; nothing of it commits."""
+    stage.hook(max_payload_bytes=64)
+    with stage.engine.connect() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        with pytest.raises(CaptureError, match="max_payload_bytes"):
+            connection.execute(TAGS.insert(), {"id": 2, "name": "b" * 40})
+        with pytest.raises(CaptureError, match="cannot be committed"):
+            connection.commit()
+    assert types(stage) == []
+
+
+def test_what_is_hooked_in_comes_off_again(stage: Stage) -> None:
+    """But what somebody else has put on top stays."""
+    dialect = stage.engine.dialect
+    plain = dialect.execution_ctx_cls
+    stage.hook().uninstall()
+    assert dialect.execution_ctx_cls is plain
+    broker = stage.hook()
+    dialect.execution_ctx_cls = other = type("Other", (dialect.execution_ctx_cls,), {})
+    broker.uninstall()
+    assert dialect.execution_ctx_cls is other
+    with stage.engine.begin() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+    assert stage.events() == []
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(TAGS.insert(), {"id": 2, "name": "a"})
+    assert [event.key for event in stage.events()] == ["2"]
+
+
+@pytest.mark.parametrize("last", [Connection.commit, Connection.rollback])
+def test_a_connection_that_is_awake_dispatches(stage: Stage, last: Callable[[Connection], None]) -> None:
+    """What all of this stands on: SQLAlchemy asks the Connection before each event, and the context of each statement."""
+    seen: list[str] = []
+    asleep = quiet.Quiet(stage.engine, lambda *_: seen.append("executed"))
+
+    def hook() -> None:
+        for name in ("before_cursor_execute", "after_cursor_execute", "commit", "rollback"):
+            sa.event.listen(stage.engine, name, partial(_note, seen, name))
+
+    asleep.listen(hook)
+    returning = stage.engine.dialect.insert_executemany_returning
+    with stage.engine.connect() as connection:
+        connection.execute(sa.select(TAGS)).all()
+        assert seen == []
+        buffer_of(connection).plans.append(None)
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        connection.execute(TAGS.insert(), [{"id": 2, "name": "a"}, {"id": 3, "name": "a"}])
+        if returning:
+            connection.execute(TAGS.insert().returning(TAGS.c.id), [{"id": 4, "name": "a"}, {"id": 5, "name": "a"}]).all()
+        connection.execute(sa.text("SELECT 1")).all()
+        last(connection)
+    each = ["before_cursor_execute", "after_cursor_execute", "executed"]
+    assert seen == [*each * (4 if returning else 3), last.__name__]
