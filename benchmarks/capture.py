@@ -2,9 +2,10 @@
 triggers, PostgreSQL-Audit and SQLAlchemy-Continuum. What each of them is: ways.py.
 
 Each way runs in a process and on a database of its own; in every round they run one after the other, so that noise of
-the machine hits them alike; the figure is the median round. Of two processes that do the same, one is up to a tenth
-faster from its start to its end; so one row, of which a tenth is what is to be found out, is measured in several sets of
-fresh processes. All run on the same SQLAlchemy. Cases:
+the machine hits them alike, and each time in another order: who comes after a long transaction is faster. The figure is
+the median round. Of two processes that do the same, one is up to a tenth faster from its start to its end; so one row, of
+which a tenth is what is to be found out, is measured in several sets of fresh processes. All run on the same SQLAlchemy.
+Cases:
 
 ``insert``, ``update``, ``delete``   objects of a session, 2 of 10 columns changed; an update and a delete load their rows first
 ``set_insert`` and so on             one statement: bulk ``insert()``, ``update()`` and ``delete()`` of all rows, which
@@ -30,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -117,10 +119,10 @@ class Case:
 
 def measure(ways: list[Runner], cases: list[Case], rounds: int) -> None:
     """Cases of one number of rows. A round inserts, changes and removes the same rows; Continuum's of 10,000 only once."""
-    rows = cases[0].rows
+    rows, order = cases[0].rows, Random(1)
     for number in range(rounds + 1):
         for case in cases:
-            for way in (*ways[number % len(ways) :], *ways[: number % len(ways)]):
+            for way in order.sample(ways, len(ways)):
                 if way.name == "continuum" and rows >= 10_000 and number != 1:
                     continue
                 seconds, _ = way.run(case.operation, rows)

@@ -1,8 +1,8 @@
 """The listeners on one engine: which statement writes what, and what its rows were and are.
 
-Every write that SQLAlchemy makes passes ``before_cursor_execute`` and ``after_execute`` of the engine, whoever asked for
-it; so they are the base of truth (mapper events alone miss association rows, bulk methods, set-based statements). Mapper
-events lend only what no statement knows: the objects behind a flush, for their old values.
+Every write that SQLAlchemy makes passes ``before_cursor_execute`` of the engine and has a result, whoever asked for it; so
+they are the base of truth (mapper events alone miss association rows, bulk methods, set-based statements). Mapper events
+lend only what no statement knows: the objects behind a flush, for their old values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
-from . import ctes, gaps, many, pipeline, ride, within
+from . import ctes, gaps, many, pipeline, quiet, ride, within
 from .buffer import Buffer, buffer_of, held
 from .carried import Carrier, carrying
 from .cascades import Cascades
@@ -74,7 +74,8 @@ class Listener:
         self._add(self._engine, "before_cursor_execute", self._before_cursor, retval=True)
         self._add(self._engine, "do_executemany", self._execute_many)
         self._add(self._engine, "after_cursor_execute", self._after_cursor)
-        self._add(self._engine, "after_execute", self._after_execute)
+        if not quiet.possible():
+            self._add(self._engine, "after_execute", self._after_execute)
         self._add(self._engine, "handle_error", self._on_error)
         _listen_to_mappers()
         _heard.add(self._engine.dialect)
@@ -285,7 +286,7 @@ class Listener:
             self.executed(connection, buffer, getattr(result, "context", None))
 
     def executed(self, connection: Connection, buffer: Buffer, context: Any) -> None:
-        """An execution has all that the database answered."""
+        """An execution has all that the database answered; called by its context, or after it: see ``quiet``."""
         plan = buffer.plans[-1]
         if plan.context is context:
             buffer.plans.pop()

@@ -28,6 +28,11 @@ TESTED = ("2.0.", "2.1.")
 Executed = Callable[[Connection, Buffer, Any], None]
 
 
+def possible() -> bool:
+    """Whether this SQLAlchemy is one of them. If not, ``after_execute`` tells of results."""
+    return sa.__version__.startswith(TESTED)
+
+
 class Quiet:
     """One engine whose Connections dispatch events only when they write."""
 
@@ -40,7 +45,7 @@ class Quiet:
 
     def listen(self, hook: Callable[[], None]) -> None:
         """Hook in, by a function that adds the engine's listeners."""
-        if not sa.__version__.startswith(TESTED):
+        if not possible():
             hook()
             return
         dialect = self._engine.dialect
