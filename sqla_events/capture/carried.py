@@ -39,7 +39,7 @@ from .codec import Stored, TableCodec
 from .forms import literal
 from .frame import ROWS
 from .make import a_number
-from .outbox import COLUMNS, KINDS, NUMBERED_KINDS, OWN, SHARED, Captured
+from .outbox import ABOUT, COLUMNS, KINDS, NUMBERED_KINDS, OWN, SHARED, Captured
 from .plan import Plan, Program, Row, Shape
 from .rows import deleted, foretold, inserted_one, lacks_key, updated
 from .within import DRIVERS
@@ -49,11 +49,9 @@ Events = Callable[[Connection, Plan, Sequence[Row]], list[Captured]]
 MOST_PARAMETERS = 1000
 """A row that has more is an import's."""
 
-_ABOUT = slice(SHARED.index("metadata"), SHARED.index("instance_id") + 1)
-
-VARYING = (*OWN, *SHARED[_ABOUT])
+VARYING = (*OWN, *SHARED[ABOUT])
 """Columns of the log that are parameters."""
-FIXED = (*SHARED[: _ABOUT.start], *SHARED[_ABOUT.stop :])
+FIXED = (*SHARED[: ABOUT.start], *SHARED[ABOUT.stop :])
 """Those that are literals."""
 
 _PLACES = tuple(f"sqla_events_{number}" for number in range(len(VARYING) + 1))
@@ -95,16 +93,15 @@ class Carrier:
             plan.foretold = rows
             return sql, parameters
         plan.carry = Carried(event, sql, parameters)
-        shared = event[4].values
-        values = (event[0], event[1] if number is None else None, *event[2:4], *shared[_ABOUT])
+        head = event[4]
+        values = (event[0], event[1] if number is None else None, event[2], event[3], *head.about)
         there = tuple(map(is_not, values, repeat(None)))
         given = [*compress(values, there)]
         if number is not None:
             given.append(str(number))
         numbered = context.dialect.paramstyle == "numeric_dollar"
         first = len(parameters) + 1 if numbered else 0
-        fixed = shared[: _ABOUT.start] + shared[_ABOUT.stop :]
-        sql = _with_event(sql, self._catalog.log, fixed, there, first, number is not None)
+        sql = _with_event(sql, self._catalog.log, head.fixed, there, first, number is not None)
         return sql, (*parameters, *given) if numbered else {**parameters, **dict(zip(_PLACES, given, strict=False))}
 
     def _may(self, connection: Connection, plan: Plan, parameters: Any, context: Any) -> bool:

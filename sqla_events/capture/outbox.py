@@ -50,6 +50,9 @@ SHARED = (
 )  # fmt: skip
 COLUMNS = (*OWN, *SHARED)
 
+ABOUT = slice(SHARED.index("metadata"), SHARED.index("instance_id") + 1)
+"""Which of them say who is writing."""
+
 COPY_ROWS = 24
 """Rows from which COPY is cheaper than JSON."""
 
@@ -66,6 +69,8 @@ class Head:
     def __init__(self, values: tuple[Any, ...]) -> None:
         self.values = values
         self.type: str = values[1]
+        self.about = values[ABOUT]
+        self.fixed = values[: ABOUT.start] + values[ABOUT.stop :]
 
     @cached_property
     def packed(self) -> bytes:
