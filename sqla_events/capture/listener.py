@@ -168,13 +168,15 @@ class Listener:
 
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
-        buffer, element = buffer_of(connection), context.invoked_statement
-        plan: Plan | None = buffer.plan_of(context) if buffer.plans else None
+        buffer, element = held(connection), context.invoked_statement
+        plan: Plan | None = buffer.plan_of(context) if buffer is not None and buffer.plans else None
         if plan is not None:
             return plan
         target = self._targets.get(element, self._target)
         if target is None:
             return None
+        if buffer is None:
+            buffer = buffer_of(connection)
         if not buffer.checked:
             buffer.begin(connection)
         shape, codec = target
