@@ -123,7 +123,7 @@ class Capture:
 
     @property
     def _around(self) -> list[tuple[Any, str, Any]]:
-        hooks: list[tuple[Any, str, Any]] = [(self._engine, "checkin", self._after_connection)]
+        hooks: list[tuple[Any, str, Any]] = [(self._engine, "checkin", _finish)]
         if self._settings.enable_read:
             hooks.append((Session, "loaded_as_persistent", self._read))
         return hooks
@@ -208,9 +208,6 @@ class Capture:
             buffer.clear()
         else:
             self._drain(connection, buffer)
-
-    def _after_connection(self, dbapi_connection: Any, record: Any) -> None:
-        _finish()
 
     # Events ------------------------------------------------------------------------------------------------------
 
@@ -367,7 +364,8 @@ def _listen_to_sessions() -> None:
     event.listen(Session, "after_commit", _finish)
 
 
-def _finish(_: Session | None = None) -> None:
+def _finish(*_: Any) -> None:
+    """A session has committed, or a connection is given back: whatever has committed in this thread or task is told so."""
     waiting = _committed.get()
     if waiting:
         _committed.set(())
