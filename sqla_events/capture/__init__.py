@@ -29,7 +29,7 @@ from .listener import Listener
 from .make import Maker
 from .marks import Marks
 from .plan import Plan, Row, Shape, key_columns
-from .quiet import Quiet, wake
+from .quiet import quietly, wake
 from .rows import forget_attributes, known_values
 from .settings import CaptureSettings
 from .within import Writer
@@ -73,7 +73,6 @@ class Capture:
             self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values, self._cascades,
             self._marks, *self._writers(),
         )  # fmt: skip
-        self._quiet = Quiet(self._engine, self._listener.executed)
         self._enabled = {
             "create": settings.enable_create,
             "update": settings.enable_update,
@@ -94,7 +93,8 @@ class Capture:
             return
         refuse_autocommit(self._engine)
         self._forget()
-        self._quiet.listen(self._listen)
+        with quietly(self._engine):
+            self._listen()
         declared.watch(self)
         _listen_to_sessions()
         self._installed = True
@@ -117,7 +117,6 @@ class Capture:
             event.remove(self._engine, name, getattr(self, f"_{name}"))
         for target, name, function in self._around:
             event.remove(target, name, function)
-        self._quiet.unlisten()
         declared.unwatch(self)
         self._installed = False
 
@@ -198,7 +197,7 @@ class Capture:
         buffer.written = buffer.marks[name].copy() if name in buffer.marks else Written()
 
     def _transaction_text(self, connection: Connection, word: str, name: str | None) -> None:
-        """Somebody writes SAVEPOINT, ROLLBACK or COMMIT as text: what is captured must be on the right side of it."""
+        """Somebody writes SAVEPOINT or COMMIT as text, or has written ROLLBACK: what is captured must be on the right side of it."""
         buffer = buffer_of(connection)
         if word == "savepoint" and name is not None:
             self._savepoint(connection, name)

@@ -77,6 +77,15 @@ class Buffer(msgspec.Struct, eq=False):
     """SQLite's guard says something that holds for the statement that runs."""
     told: bool = False
     """Triggers have been told in this transaction who is writing."""
+    executed: Any = None
+    """What is to be called with the result of the statement that was planned last: of the capture that planned it, since engines
+    that share a dialect may be captured each in its own way.
+    """
+
+    def plan(self, plan: Any, executed: Any) -> None:
+        """A statement is about to run."""
+        self.executed = executed
+        self.plans.append(plan)
 
     def plan_of(self, context: Any) -> Any:
         """The plan of the execution that runs; None if it has none."""
@@ -113,6 +122,7 @@ class Buffer(msgspec.Struct, eq=False):
         """
         if self.checked:
             return
+        connection._has_events = True  # for a statement that was prepared before the hooks came: see quiet
         self.states_of(connection)
         level = connection.get_execution_options().get("isolation_level") or getattr(
             connection.dialect, "_on_connect_isolation_level", None

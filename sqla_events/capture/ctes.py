@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.sql.dml import UpdateBase
 
 from . import ride
@@ -30,6 +31,19 @@ from .plan import Plan, set_columns
 
 _NAME = re.compile(r'([\w$]+|"[^"]+") AS ')
 _CALLERS = "sqla_events_rows"
+
+
+def begin(connection: Connection) -> None:
+    """SQLite's driver begins a transaction before INSERT, UPDATE, DELETE and REPLACE, and before no WITH: what one writes would
+    be committed at once, and its event later or never.
+    """
+    if connection.dialect.name != "sqlite":
+        return
+    raw: Any = connection.connection.driver_connection
+    if raw.isolation_level is not None and not raw.in_transaction:
+        cursor = connection.connection.cursor()
+        cursor.execute(f"BEGIN {raw.isolation_level}")
+        cursor.close()
 
 
 @dataclass(slots=True)

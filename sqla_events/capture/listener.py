@@ -7,6 +7,7 @@ lend only what no statement knows: the objects behind a flush, for their old val
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import chain
@@ -78,7 +79,7 @@ class Listener:
             self._add(self._engine, "after_execute", self._after_execute)
         self._add(self._engine, "handle_error", self._on_error)
         _listen_to_mappers()
-        _heard.add(self._engine.dialect)
+        _heard[self._engine.dialect] += 1
 
     def _add(self, target: Any, name: str, function: Any, **options: Any) -> None:
         event.listen(target, name, function, **options)
@@ -89,7 +90,11 @@ class Listener:
         for target, name, function in self._listening:
             event.remove(target, name, function)
         self._listening.clear()
-        _heard.discard(self._engine.dialect)
+        if _heard[self._engine.dialect] > 1:
+            _heard[self._engine.dialect] -= 1
+        else:
+            del _heard[self._engine.dialect]
+            quiet.unwatch(self._engine.dialect)
 
     def forget(self) -> None:
         """What statements write is to be found out anew."""
@@ -103,9 +108,7 @@ class Listener:
         compiled: Any = None if context is None else context.compiled
         if compiled is None or context.is_text:
             self._marks.noticed(sql)
-            word = gaps.transaction_word(sql)
-            if word is not None:
-                self._on_text(connection, *word)
+            self._transaction(connection, sql, "savepoint", "commit")
         elif context.current_parameters is not None:
             return sql, parameters  # a sequence or an SQL default of what is to run, asked for beforehand
         if self._marks.changing:
@@ -117,9 +120,16 @@ class Listener:
             sql, parameters = self._preparing.prepared(connection, plan, sql, parameters, context, executemany)
         if compiled.ctes:
             sql = self._with_ctes(connection, plan, sql, context)
+            if plan is not None:
+                ctes.begin(connection)
         if plan is not None and self._marks.known:
             sql = self._marks.mark(connection, plan, sql)
         return sql, parameters
+
+    def _transaction(self, connection: Connection, sql: str, *words: str) -> None:
+        word = gaps.transaction_word(sql)
+        if word is not None and word[0] in words:
+            self._on_text(connection, *word)
 
     def _before_other(self, connection: Connection, sql: str, context: Any) -> str:
         """What is no INSERT, UPDATE or DELETE of SQLAlchemy's may write all the same."""
@@ -143,7 +153,7 @@ class Listener:
             gaps.look(on_gap, sql, context, () if caught is None else caught.plans)
         if caught is None:
             return sql
-        buffer_of(connection).plans.append(caught)
+        buffer_of(connection).plan(caught, self.executed)
         return caught.sql
 
     def _planned_cte(self, connection: Connection, element: Any) -> Plan | None:
@@ -184,7 +194,7 @@ class Listener:
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
         if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
             self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
-        buffer.plans.append(plan)
+        buffer.plan(plan, self.executed)
         return plan
 
     def _program(self, compiled: Any, shape: Shape, codec: TableCodec) -> Program:
@@ -232,8 +242,7 @@ class Listener:
             self._marks.done(connection)
         plan = buffer.plan_of(context) if buffer.plans else None
         if plan is None:
-            if context is not None and context.execution_options.get(pipeline.WAITS):
-                pipeline.settle(dbapi_cursor, connection.dialect)
+            self._after_other(connection, dbapi_cursor, sql, context)
             return
         if type(plan) is Plan and not (plan.ride or plan.within):  # nothing comes back that is ours
             rows = dbapi_cursor.rowcount
@@ -251,6 +260,12 @@ class Listener:
         except BaseException:
             buffer.written.lost = True
             raise
+
+    def _after_other(self, connection: Connection, dbapi_cursor: Any, sql: str, context: Any) -> None:
+        if context is None or context.compiled is None or context.is_text:
+            self._transaction(connection, sql, "rollback", "rollback_savepoint")
+        elif context.execution_options.get(pipeline.WAITS):
+            pipeline.settle(dbapi_cursor, connection.dialect)
 
     def _take_off(self, connection: Connection, buffer: Buffer, plan: Any, dbapi_cursor: Any, context: Any) -> None:
         if isinstance(plan, ctes.Caught):
@@ -371,8 +386,8 @@ class Listener:
                 self._done(connection, buffer, plan, execution)
 
 
-_heard: set[Dialect] = set()
-"""Of captured engines: those that ``execution_options()`` makes of one share its dialect."""
+_heard: Counter[Dialect] = Counter()
+"""Of captured engines, of which several may share one: those that ``execution_options()`` makes of an engine."""
 
 
 @cache

@@ -14,6 +14,7 @@ from .. import context, encoding
 from ..schema import Names
 from .buffer import buffer_of
 from .plan import Plan
+from .quiet import watch
 
 PREFIX = "sqla_events_"
 
@@ -72,6 +73,7 @@ class Marks:
             self.known = look(dbapi_connection.cursor(), self._engine.dialect.name)
             if not self._sqlite:
                 dbapi_connection.rollback()
+        watch(self._engine.dialect)  # again, where somebody has put a class of his own there
 
     def noticed(self, sql: str) -> None:
         """Text is executed: it may make or drop triggers. Then every write looks until a transaction ends, and one after."""

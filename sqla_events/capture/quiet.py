@@ -13,19 +13,18 @@ everything. So does each engine on a version of SQLAlchemy of which the tests ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection, Dialect, Engine
 
-from .buffer import Buffer, held
+from .buffer import held
 
 TESTED = ("2.0.", "2.1.")
 """Versions of SQLAlchemy: see tests/capture/test_quiet.py."""
-
-Executed = Callable[[Connection, Buffer, Any], None]
 
 
 def possible() -> bool:
@@ -33,46 +32,40 @@ def possible() -> bool:
     return sa.__version__.startswith(TESTED)
 
 
-class Quiet:
-    """One engine whose Connections dispatch events only when they write."""
-
-    def __init__(self, engine: Engine, executed: Executed) -> None:
-        """:param executed: called with an execution context after the statement, where a Connection has a buffer."""
-        self._engine = engine
-        self._executed = executed
-        self._contexts: Any = None
-        self._plain: Any = None
-
-    def listen(self, hook: Callable[[], None]) -> None:
-        """Hook in, by a function that adds the engine's listeners."""
-        if not possible():
-            hook()
-            return
-        dialect = self._engine.dialect
-        self._plain = dialect.execution_ctx_cls
-        bases = (self._plain,) if issubclass(self._plain, _Waking) else (_Waking, self._plain)  # somebody's own, made of ours
-        self._contexts = type(self._plain.__name__, bases, {"sqla_events_executed": staticmethod(self._executed)})
-        dialect.execution_ctx_cls = self._contexts  # before the engine forgets: other threads are writing
-        with unheard(self._engine):
-            hook()
-
-    def unlisten(self) -> None:
-        """Unhook."""
-        if self._contexts is not None and self._engine.dialect.execution_ctx_cls is self._contexts:
-            self._engine.dialect.execution_ctx_cls = self._plain
-        self._contexts = None
+@contextmanager
+def quietly(engine: Engine) -> Iterator[None]:
+    """What comes to listen to the engine in this block is told by Connections that are awake."""
+    if not possible():
+        yield
+        return
+    watch(engine.dialect)  # before the engine forgets: other threads are writing
+    with unheard(engine):
+        yield
 
 
 @contextmanager
 def unheard(engine: Engine) -> Iterator[None]:
-    """Listeners of the engine's that come in this block are for Connections that are awake.
-
-    They leave no mark on the engine: that of its class, where somebody listens to all engines, would be hidden by it.
+    """Listeners of the engine's that come in this block leave no mark on it: that of its class, where somebody listens to all
+    engines, would be hidden by it.
     """
     heard = "_has_events" in engine.__dict__
     yield
     if not heard:
         engine.__dict__.pop("_has_events", None)
+
+
+def watch(dialect: Dialect) -> None:
+    """Have the statements of a dialect wake their Connections, if they do not yet."""
+    contexts: Any = dialect.execution_ctx_cls
+    if not issubclass(contexts, _Waking) and possible():
+        dialect.execution_ctx_cls = _waking(contexts)
+
+
+def unwatch(dialect: Dialect) -> None:
+    """No more; but what somebody else has made of our class stays."""
+    plain = dialect.execution_ctx_cls.__dict__.get("sqla_events_plain")
+    if plain is not None:
+        dialect.execution_ctx_cls = plain
 
 
 def wake(connection: Connection) -> None:
@@ -83,14 +76,13 @@ def wake(connection: Connection) -> None:
 class _Waking:
     """What one execution does beside its dialect's own."""
 
-    sqla_events_executed: Executed
     compiled: Any
     is_text: bool
     statement: str
     root_connection: Connection
 
     def pre_exec(self) -> None:
-        if self.compiled is None or self.is_text or not self.statement.startswith("SELECT"):
+        if self.compiled is None or self.is_text or not self.statement.startswith("SELECT") or ";" in self.statement:
             self.root_connection._has_events = True
         super().pre_exec()  # type: ignore[misc]
 
@@ -99,5 +91,10 @@ class _Waking:
         result = super()._setup_result_proxy()  # type: ignore[misc]
         buffer = held(self.root_connection)
         if buffer is not None and buffer.plans:
-            self.sqla_events_executed(self.root_connection, buffer, self)
+            buffer.executed(self.root_connection, buffer, self)
         return result
+
+
+@cache
+def _waking(plain: type) -> Any:
+    return type(plain.__name__, (_Waking, plain), {"sqla_events_plain": plain})

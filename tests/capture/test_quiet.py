@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from sqla_events import CaptureError
+from sqla_events import CaptureError, EventFilter, install_crud_hooks
 from sqla_events.capture import quiet
 from sqla_events.capture.buffer import buffer_of
 from tests.capture.conftest import Stage
@@ -239,18 +239,14 @@ def test_what_is_hooked_in_comes_off_again(stage: Stage) -> None:
 def test_a_connection_that_is_awake_dispatches(stage: Stage, last: Callable[[Connection], None]) -> None:
     """What all of this stands on: SQLAlchemy asks the Connection before each event, and the context of each statement."""
     seen: list[str] = []
-    asleep = quiet.Quiet(stage.engine, lambda *_: seen.append("executed"))
-
-    def hook() -> None:
+    with quiet.quietly(stage.engine):
         for name in ("before_cursor_execute", "after_cursor_execute", "commit", "rollback"):
             sa.event.listen(stage.engine, name, partial(_note, seen, name))
-
-    asleep.listen(hook)
     returning = stage.engine.dialect.insert_executemany_returning
     with stage.engine.connect() as connection:
         connection.execute(sa.select(TAGS)).all()
         assert seen == []
-        buffer_of(connection).plans.append(None)
+        buffer_of(connection).plan(None, lambda *_: seen.append("executed"))
         connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
         connection.execute(TAGS.insert(), [{"id": 2, "name": "a"}, {"id": 3, "name": "a"}])
         if returning:
@@ -259,3 +255,89 @@ def test_a_connection_that_is_awake_dispatches(stage: Stage, last: Callable[[Con
         last(connection)
     each = ["before_cursor_execute", "after_cursor_execute", "executed"]
     assert seen == [*each * (4 if returning else 3), last.__name__]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_engines_that_share_a_dialect_each_captured_in_its_own_way(stage: Stage, order: str) -> None:
+    """Whichever came first, and when one of them is not captured any more."""
+    engines = {name: stage.engine.execution_options(name=name) for name in order}
+    brokers = {name: install_crud_hooks(engines[name], {"instance_id": name, "capture": {"carry": False}}) for name in order}
+    for name in "aba":
+        with engines[name].begin() as connection:
+            connection.execute(sa.insert(Tag), {"name": name})
+    brokers[order[1]].uninstall()
+    for name in "ab":
+        with Session(engines[name]) as session:
+            session.execute(sa.select(Tag)).all()
+            session.scalars(sa.select(Tag).order_by(Tag.id).limit(1)).one().name = f"by {name}"
+            session.commit()
+    events = brokers[order[0]].list(EventFilter(limit=100))
+    brokers[order[0]].uninstall()
+    assert [event.instance_id for event in events] == ["a", "b", "a", order[0]]
+    assert events[-1].payload["before"] == {"name": "a" if order == "ab" else "by a"}
+
+
+def test_a_statement_that_was_prepared_before_the_hooks_came(stage: Stage) -> None:
+    """Is seen as a whole or not at all; or its transaction does not commit."""
+    values = sa.Table("slow", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("x", sa.Integer, default=lambda: hook()))
+    values.create(stage.engine)
+
+    def hook() -> int:
+        stage.hook(carry=False)
+        return 1
+
+    with stage.engine.connect() as connection:
+        connection.execute(values.insert(), {"id": 1})
+        connection.commit()
+        assert connection.execute(values.select()).all() == [(1, 1)]
+    assert stage.events() == []
+    assert stage.broker is not None
+    stage.broker.uninstall()
+    seen = listen(stage.engine, "before_cursor_execute")  # all is dispatched
+    with stage.engine.connect() as connection:
+        connection.execute(values.insert(), {"id": 2})
+        with pytest.raises(CaptureError, match="cannot be committed"):
+            connection.commit()
+    assert seen
+
+
+def test_a_class_of_contexts_that_comes_later(stage: Stage) -> None:
+    """Does not switch capture off."""
+    plain = stage.engine.dialect.execution_ctx_cls
+    stage.hook()
+    stage.engine.dialect.execution_ctx_cls = type("Other", (plain,), {})
+    with stage.engine.begin() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+    assert types(stage) == ["tags.create"]
+
+
+@pytest.mark.parametrize("element", [sa.select(sa.text("1; DELETE FROM tags")), sa.DDL("SELECT 1; DELETE FROM tags")])
+def test_a_select_that_is_none(stage: Stage, element: Any) -> None:
+    """Is reported as a gap."""
+    stage.hook(on_gap="raise")
+    with stage.engine.connect() as connection, pytest.raises(CaptureError, match="tags"):
+        connection.execute(element)
+
+
+def test_a_savepoint_that_is_not_there(stage: Stage) -> None:
+    """A ROLLBACK TO that fails rolls back no events."""
+    stage.hook()
+    with stage.engine.connect() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        with pytest.raises(sa.exc.DatabaseError):
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT nosuch")
+        connection.commit()
+    assert types(stage) == (["tags.create"] if stage.engine.dialect.name == "sqlite" else [])
+
+
+@pytest.mark.parametrize("last", [Connection.commit, Connection.rollback])
+def test_a_write_behind_with(stage: Stage, last: Callable[[Connection], None]) -> None:
+    """As the first of a transaction: before it, SQLite's driver begins none."""
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+    chosen = sa.select(TAGS.c.id).cte("chosen")
+    with stage.engine.connect() as connection:
+        connection.execute(TAGS.update().values(name="b").where(TAGS.c.id.in_(sa.select(chosen.c.id))))
+        last(connection)
+    assert types(stage) == (["tags.create", "tags.update"] if last is Connection.commit else ["tags.create"])
