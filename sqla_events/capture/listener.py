@@ -7,19 +7,16 @@ lend only what no statement knows: the objects behind a flush, for their old val
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Dialect, Engine
-from sqlalchemy.orm import Mapper
-from sqlalchemy.orm.interfaces import EXT_CONTINUE
+from sqlalchemy.engine import Connection, Engine
 
-from . import ctes, gaps, many, pipeline, quiet, ride, within
+from . import ctes, flushed, gaps, many, pipeline, quiet, ride, within
 from .buffer import Buffer, buffer_of, held
 from .carried import Carrier, carrying
 from .cascades import Cascades
@@ -30,8 +27,6 @@ from .plan import Plan, Program, Row, Shape, program, shape_of
 from .preparing import Preparation
 from .rows import deleted, dropped, inserted, inserted_one, matched, updated, whole_rows
 from .select import portions, present_rows, refresh, still_there, went_in
-
-MAX_STATES = 20_000
 
 PORTION = 1000
 """Rows that are events in Python at the same time."""
@@ -78,8 +73,7 @@ class Listener:
         if not quiet.possible():
             self._add(self._engine, "after_execute", self._after_execute)
         self._add(self._engine, "handle_error", self._on_error)
-        _listen_to_mappers()
-        _heard[self._engine.dialect] += 1
+        flushed.listen(self._engine.dialect)
 
     def _add(self, target: Any, name: str, function: Any, **options: Any) -> None:
         event.listen(target, name, function, **options)
@@ -90,10 +84,7 @@ class Listener:
         for target, name, function in self._listening:
             event.remove(target, name, function)
         self._listening.clear()
-        if _heard[self._engine.dialect] > 1:
-            _heard[self._engine.dialect] -= 1
-        else:
-            del _heard[self._engine.dialect]
+        if flushed.unlisten(self._engine.dialect):
             quiet.unwatch(self._engine.dialect)
 
     def forget(self) -> None:
@@ -384,28 +375,6 @@ class Listener:
                     buffer.written.lost = True
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
-
-
-_heard: Counter[Dialect] = Counter()
-"""Of captured engines, of which several may share one: those that ``execution_options()`` makes of an engine."""
-
-
-@cache
-def _listen_to_mappers() -> None:
-    """Once and for good: SQLAlchemy does not stand listeners on a class that come and go while other threads flush."""
-    for name in ("before_update", "before_delete"):
-        event.listen(Mapper, name, _remember, raw=True, retval=True)
-
-
-def _remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
-    """An object is about to be updated or deleted."""
-    if connection.dialect in _heard and state.key is not None:
-        states = buffer_of(connection).states_of(connection)
-        if len(states) > MAX_STATES:  # leftovers of updates that turned out to change nothing
-            states.clear()
-        for table in mapper.tables:
-            states[table, state.key[1]] = state
-    return EXT_CONTINUE
 
 
 def _has_run(dbapi_cursor: Any) -> bool:
