@@ -19,7 +19,7 @@ from ..errors import CaptureError
 from ..schema import Tables
 from ..signals import Gap, Signals, logger
 from . import cascades, declared, outbox
-from .buffer import Buffer, Written, buffer_of, held
+from .buffer import ATTRIBUTE, Buffer, Written, buffer_of, held
 from .carried import Carrier
 from .cascades import Cascades
 from .catalog import Catalog
@@ -132,7 +132,7 @@ class Capture:
     def _commit(self, connection: Connection) -> None:
         if self._marks.changing:
             self._marks.ended()
-        buffer = held(connection)
+        buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
         if buffer is None:
             return
         try:

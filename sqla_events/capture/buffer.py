@@ -123,7 +123,8 @@ class Buffer(msgspec.Struct, eq=False):
         if self.checked:
             return
         connection._has_events = True  # for a statement that was prepared before the hooks came: see quiet
-        self.states_of(connection)
+        if self.states:
+            self.states_of(connection)
         level = connection.get_execution_options().get("isolation_level") or getattr(
             connection.dialect, "_on_connect_isolation_level", None
         )
@@ -136,7 +137,7 @@ class Buffer(msgspec.Struct, eq=False):
 
 
 def held(connection: Connection) -> Buffer | None:
-    """The buffer of a connection, if it has one: one that has written nothing has none."""
+    """The buffer of a connection, if it has one: one that has written nothing has none. Written out where each call counts."""
     buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
     return buffer
 

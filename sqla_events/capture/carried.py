@@ -33,7 +33,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import CaptureError
-from .buffer import Buffer
+from .buffer import ATTRIBUTE, Buffer
 from .catalog import Catalog
 from .codec import Stored, TableCodec
 from .forms import literal
@@ -41,7 +41,7 @@ from .frame import ROWS
 from .make import a_number
 from .outbox import ABOUT, COLUMNS, KINDS, NUMBERED_KINDS, OWN, SHARED, Captured
 from .plan import Plan, Program, Row, Shape
-from .rows import deleted, foretold, inserted_one, lacks_key, updated
+from .rows import deleted, foretold, inserted_row, lacks_key, updated
 from .within import DRIVERS
 
 Events = Callable[[Connection, Plan, Sequence[Row]], list[Captured]]
@@ -79,10 +79,9 @@ class Carrier:
         self._with_ids = with_ids
         self._limited = limited
 
-    def carried(
-        self, connection: Connection, buffer: Buffer, plan: Plan, sql: str, parameters: Any, context: Any
-    ) -> tuple[str, Any]:
+    def carried(self, connection: Connection, plan: Plan, sql: str, parameters: Any, context: Any) -> tuple[str, Any]:
         """The statement with its event, of which ``plan.carry`` knows then; as it is where that cannot be."""
+        buffer: Buffer = connection.__dict__[ATTRIBUTE]
         if buffer.rows or sql.startswith("WITH") or not self._may(connection, plan, parameters, context):
             return sql, parameters  # so that it comes after what waits; as somebody has put it into a WITH
         number = a_number() if plan.program.makes_key else None
@@ -146,7 +145,7 @@ def _rows(plan: Plan, buffer: Buffer, context: Any, key: int | None) -> list[Row
     if key is not None:
         return [foretold(plan, sets[0], key)]
     if plan.shape.verb == "create":
-        return list(inserted_one(plan, context))
+        return [inserted_row(plan, sets[0], None, plan.program.common)]
     return list((updated if plan.shape.verb == "update" else deleted)(plan, buffer, sets))
 
 

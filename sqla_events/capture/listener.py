@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
 from . import ctes, flushed, gaps, many, pipeline, quiet, ride, within
-from .buffer import Buffer, buffer_of, held
+from .buffer import ATTRIBUTE, Buffer, buffer_of, held
 from .carried import Carrier, carrying
 from .cascades import Cascades
 from .codec import TableCodec
@@ -169,7 +169,7 @@ class Listener:
 
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
-        buffer, element = held(connection), context.invoked_statement
+        buffer, element = connection.__dict__.get(ATTRIBUTE), context.invoked_statement
         plan: Plan | None = buffer.plan_of(context) if buffer is not None and buffer.plans else None
         if plan is not None:
             return plan
@@ -185,7 +185,8 @@ class Listener:
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
         if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
             self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
-        buffer.plan(plan, self.executed)
+        buffer.plans.append(plan)
+        buffer.executed = self.executed
         return plan
 
     def _program(self, compiled: Any, shape: Shape, codec: TableCodec) -> Program:
@@ -226,7 +227,7 @@ class Listener:
     def _after_cursor(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> None:
-        buffer = held(connection)
+        buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
         if buffer is None:
             return
         if buffer.guarded:

@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from . import gaps, pipeline, ride, upserts
-from .buffer import buffer_of
 from .carried import Carrier
 from .cascades import Cascades
 from .marks import Marks
@@ -37,7 +36,7 @@ class Preparation:
             plan.reached = self._cascades.look(connection, plan, context)
         if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
             if plan.program.carries and self._carrier is not None and not self._marks.known:
-                return self._carrier.carried(connection, buffer_of(connection), plan, sql, parameters, context)
+                return self._carrier.carried(connection, plan, sql, parameters, context)
             return sql, parameters  # one row, and its parameters tell what it is
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
         _decide(plan, context, executemany, by_driver)

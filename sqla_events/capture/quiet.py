@@ -21,7 +21,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect, Engine
 
-from .buffer import held
+from .buffer import ATTRIBUTE
 
 TESTED = ("2.0.", "2.1.")
 """Versions of SQLAlchemy: see tests/capture/test_quiet.py."""
@@ -89,7 +89,7 @@ class _Waking:
     def _setup_result_proxy(self) -> Any:
         """After the statement. Not in ``after_execute``: whether that is dispatched was decided before."""
         result = super()._setup_result_proxy()  # type: ignore[misc]
-        buffer = held(self.root_connection)
+        buffer = self.root_connection.__dict__.get(ATTRIBUTE)
         if buffer is not None and buffer.plans:
             buffer.executed(self.root_connection, buffer, self)
         return result

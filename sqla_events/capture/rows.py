@@ -110,7 +110,7 @@ def inserted(plan: Plan, context: Any) -> Iterator[Row]:
     else:
         told, shared = [], program.common
     for given, answer in zip(_gone_in(plan, sets), _gone_in(plan, told) or repeat(None), strict=False):
-        yield _inserted(plan, given, answer, shared)
+        yield inserted_row(plan, given, answer, shared)
 
 
 def inserted_one(plan: Plan, context: Any) -> Iterable[Row]:
@@ -118,10 +118,11 @@ def inserted_one(plan: Plan, context: Any) -> Iterable[Row]:
     sets = context.compiled_parameters
     if plan.program.answered or plan.rode or plan.counts is not None or lacks_key(sets, plan.codec.key):
         return inserted(plan, context)
-    return (_inserted(plan, sets[0], None, plan.program.common),)
+    return (inserted_row(plan, sets[0], None, plan.program.common),)
 
 
-def _inserted(plan: Plan, given: Mapping[str, Any], answer: Mapping[str, Any] | None, shared: Common) -> Row:
+def inserted_row(plan: Plan, given: Mapping[str, Any], answer: Mapping[str, Any] | None, shared: Common) -> Row:
+    """The row that a set of parameters makes, with what the database has answered, and what all rows have in common."""
     after = dict(zip(plan.program.given, map(given.__getitem__, plan.program.given), strict=True))
     if answer:
         after.update(answer)
