@@ -117,9 +117,9 @@ class Case:
         return f"{self.label} {self.operation} {self.rows}: {self.median('none') / self.rows * 1e6:.1f} us/row; over none: {ratios}"
 
 
-def measure(ways: list[Runner], cases: list[Case], rounds: int) -> None:
+def measure(ways: list[Runner], cases: list[Case], rounds: int, order: Random) -> None:
     """Cases of one number of rows. A round inserts, changes and removes the same rows; Continuum's of 10,000 only once."""
-    rows, order = cases[0].rows, Random(1)
+    rows = cases[0].rows
     for number in range(rounds + 1):
         for case in cases:
             for way in order.sample(ways, len(ways)):
@@ -166,7 +166,7 @@ def processes(label: str, make_url: Callable[[str], str], number: int, options: 
 
 def figures(label: str, make_url: Callable[[str], str], options: argparse.Namespace) -> Iterator[Figure]:
     """All of one database and driver."""
-    number = 0
+    number, order = 0, Random(1)
     for rows in map(int, options.rows.split(",")):
         cases = [Case(label, operation, rows) for operation in OPERATIONS]
         sets = [Case(label, operation, rows) for operation in SETS]
@@ -175,11 +175,11 @@ def figures(label: str, make_url: Callable[[str], str], options: argparse.Namesp
             with processes(label, make_url, number, options) as ways:
                 if rows >= 10_000 and label == "postgresql+asyncpg":  # Continuum takes a minute, and does the same as on psycopg
                     ways = [way for way in ways if way.name != "continuum"]
-                measure(ways, cases, options.rounds or ROUNDS.get(rows, 3))
+                measure(ways, cases, options.rounds or ROUNDS.get(rows, 3), order)
                 same_events(ways)
                 if rows >= 10_000:
                     seeing = [way for way in ways if way.name not in ("continuum", "hand_written")]  # which do not see these
-                    measure(seeing, sets, options.rounds or 3)
+                    measure(seeing, sets, options.rounds or 3, order)
         for case in [*cases, *sets]:
             if case.times:
                 print(case.line(), file=sys.stderr, flush=True)

@@ -39,6 +39,7 @@ class Metrics:
         self._sizes: dict[str, int] = {}
         self._children: dict[tuple[Any, ...], Any] = {}
         self._counters: dict[tuple[str, str], Any] = {}
+        """What counts events that are committed, by source and type: one look for each."""
         self._rules: dict[type[Fact], Callable[[Any], object]] = {
             Published: self._on_published,
             Processed: self._on_processed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -107,13 +108,14 @@ class Signals:
         """Those of one kind of facts, and of all."""
 
     def __bool__(self) -> bool:
-        """Whether anybody listens: the hot path asks before it makes a fact."""
-        return bool(self._listeners or self._of)
+        """Whether anybody listens: who has many facts to tell asks before making them."""
+        return bool(self._listeners) or any(self._of.values())
 
     def subscribe(self, listener: Callable[[Any], object], kind: type[Fact] | None = None) -> Callable[[], None]:
         """Call ``listener`` with every fact, or those of one kind, on whatever thread it happens; returns what ends that."""
-        self._change(lambda listeners: (*listeners, listener), kind)
-        return lambda: self._change(lambda listeners: tuple(other for other in listeners if other is not listener), kind)
+        one = partial(listener)  # of this subscription, whoever else subscribes the same
+        self._change(lambda listeners: (*listeners, one), kind)
+        return lambda: self._change(lambda listeners: tuple(other for other in listeners if other is not one), kind)
 
     def _change(self, change: Callable[[Listeners], Listeners], kind: type[Fact] | None) -> None:
         if kind is None:

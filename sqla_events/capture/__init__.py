@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,7 +19,7 @@ from ..errors import CaptureError
 from ..schema import Tables
 from ..signals import Gap, Signals, logger
 from . import cascades, declared, outbox
-from .buffer import ATTRIBUTE, Buffer, Written, buffer_of, held
+from .buffer import ATTRIBUTE, Buffer, Written, buffer_of, held, wake
 from .carried import Carrier
 from .cascades import Cascades
 from .catalog import Catalog
@@ -29,7 +29,7 @@ from .listener import Listener
 from .make import Maker
 from .marks import Marks
 from .plan import Plan, Row, Shape, key_columns
-from .quiet import quietly, wake
+from .quiet import quietly
 from .rows import forget_attributes, known_values
 from .settings import CaptureSettings
 from .within import Writer
@@ -82,6 +82,7 @@ class Capture:
         # Two Connections may share one of the driver's, and the COMMIT of one is that of both: nothing may wait.
         self._drain_at = 1 if isinstance(self._engine.pool, (StaticPool, SingletonThreadPool)) else DRAIN_AT
         self._installed = False
+        self._checkin = partial(_finish)  # one of our own: listeners are told apart by their function
         self._include = Choice(settings.include, settings.default_schema)
         self._exclude = Choice(settings.exclude, settings.default_schema)
 
@@ -111,8 +112,8 @@ class Capture:
         """Take every hook off again."""
         if not self._installed:
             return
-        self._listener.unlisten()
         self._marks.unlisten()
+        self._listener.unlisten()
         for name in _TRANSACTION:
             event.remove(self._engine, name, getattr(self, f"_{name}"))
         for target, name, function in self._around:
@@ -122,7 +123,7 @@ class Capture:
 
     @property
     def _around(self) -> list[tuple[Any, str, Any]]:
-        hooks: list[tuple[Any, str, Any]] = [(self._engine, "checkin", _finish)]
+        hooks: list[tuple[Any, str, Any]] = [(self._engine, "checkin", self._checkin)]
         if self._settings.enable_read:
             hooks.append((Session, "loaded_as_persistent", self._read))
         return hooks

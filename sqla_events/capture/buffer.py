@@ -116,13 +116,13 @@ class Buffer(msgspec.Struct, eq=False):
         return self.states
 
     def begin(self, connection: Connection) -> None:
-        """A transaction is about to write for the first time.
+        """A transaction is about to write: what its first write needs.
 
         :raises CaptureError: if every statement commits by itself: the event could be lost or lie.
         """
         if self.checked:
             return
-        connection._has_events = True  # for a statement that was prepared before the hooks came: see quiet
+        wake(connection)  # for a statement that was prepared before the hooks came
         if self.states:
             self.states_of(connection)
         level = connection.get_execution_options().get("isolation_level") or getattr(
@@ -136,8 +136,13 @@ class Buffer(msgspec.Struct, eq=False):
         self.checked = True
 
 
+def wake(connection: Connection) -> None:
+    """Let a Connection dispatch its engine's events from now on: see ``quiet``."""
+    connection._has_events = True
+
+
 def held(connection: Connection) -> Buffer | None:
-    """The buffer of a connection, if it has one: one that has written nothing has none. Written out where each call counts."""
+    """The buffer of a connection, if it has one. Written out where each call counts."""
     buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
     return buffer
 

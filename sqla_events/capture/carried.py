@@ -195,7 +195,7 @@ def carrying(told: Program, compiled: Any, shape: Shape, codec: TableCodec) -> P
     returning = compiled.effective_returning or ()
     if shape.verb == "create":
         makes_key = _makes_key(told, returning, codec)
-        carries = shape.given and (makes_key or not told.answered)
+        carries = shape.given and (makes_key or not (told.answered or returning))
     else:
         makes_key = False
         carries = bool(shape.by_key) and not returning and codec.key == tuple(column.key for column in shape.table.primary_key)

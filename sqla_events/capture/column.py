@@ -73,7 +73,7 @@ class ColumnCodec:
         """Only the database knows what it stores of a value."""
         exact = self.expected in _AS_IS and not getattr(kind, "timezone", False)  # the encoder rounds offsets to minutes
         self.plain = self.expected if self.bind is None and exact else _Nothing
-        """Values of exactly this type go into the JSON as they are: the encoder's form is ours."""
+        """Values of exactly this type (UUIDs of any) go into the JSON as they are: the encoder's form is ours."""
         self.none = self.bind is None and not self.is_json
         """None is NULL, and null."""
         natural = self.expected in (str, int) and self.enum is None and not isinstance(kind, sa.Enum)

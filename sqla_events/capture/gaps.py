@@ -79,6 +79,16 @@ _TRANSACTION = re.compile(
 )
 
 
+BACK = ("rollback", "rollback_savepoint")
+
+
+def rolls_back(sql: str | None, context: Any) -> bool:
+    """Whether an execution is of a ROLLBACK or ROLLBACK TO as text."""
+    text = sql is not None and (context.compiled is None or context.is_text)
+    word = transaction_word(str(sql)) if text else None
+    return word is not None and word[0] in BACK
+
+
 def transaction_word(sql: str) -> tuple[str, str | None] | None:
     """SAVEPOINT, ROLLBACK TO, COMMIT, ROLLBACK and RELEASE (which may be SQLite's COMMIT) that somebody writes as text: the word, and
     the savepoint's name.

@@ -148,16 +148,11 @@ class Listener:
         return caught.sql
 
     def _planned_cte(self, connection: Connection, element: Any) -> Plan | None:
-        plan = self._planned(connection, element)
-        return None if plan is None or plan.table.name in self._marks.known else plan  # its trigger writes the events
-
-    def _planned(self, connection: Connection, element: Any, *, many: bool = False) -> Plan | None:
-        """The plan of a statement that is captured; None of any other."""
         target = self._targets.get(element, self._target)
-        if target is None:
+        if target is None or target[0].table.name in self._marks.known:  # its trigger writes the events
             return None
         buffer_of(connection).begin(connection)
-        return Plan(element, *target, many, self._always)
+        return Plan(element, *target, many=False, want_old=self._always)
 
     def _target(self, element: Any) -> tuple[Shape, TableCodec] | None:
         shape = shape_of(element)
@@ -178,15 +173,13 @@ class Listener:
             return None
         if buffer is None:
             buffer = buffer_of(connection)
-        if not buffer.checked:
-            buffer.begin(connection)
+        buffer.begin(connection)
         shape, codec = target
         told = codec.programs.get(context.compiled, self._program, shape, codec)
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
         if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
             self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
-        buffer.plans.append(plan)
-        buffer.executed = self.executed
+        buffer.plan(plan, self.executed)
         return plan
 
     def _program(self, compiled: Any, shape: Shape, codec: TableCodec) -> Program:
@@ -255,7 +248,7 @@ class Listener:
 
     def _after_other(self, connection: Connection, dbapi_cursor: Any, sql: str, context: Any) -> None:
         if context is None or context.compiled is None or context.is_text:
-            self._transaction(connection, sql, "rollback", "rollback_savepoint")
+            self._transaction(connection, sql, *gaps.BACK)
         elif context.execution_options.get(pipeline.WAITS):
             pipeline.settle(dbapi_cursor, connection.dialect)
 
@@ -361,6 +354,9 @@ class Listener:
         buffer = buffer_of(connection)
         if buffer.guarded:
             self._marks.done(connection)
+        of_driver = isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error)
+        if not of_driver and buffer.written.counts and gaps.rolls_back(context.statement, execution):
+            buffer.written.lost = True  # a listener's error: nobody knows whether it has run
         while (plan := buffer.plan_of(execution)) is not None:
             buffer.plans.pop()
             carry = getattr(plan, "carry", None)
@@ -368,7 +364,7 @@ class Listener:
                 self._carrier.failed(plan, context)
             if self._writer is not None and getattr(plan, "within", None):
                 self._writer.failed(plan, context)
-            if not isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error) and _has_run(execution.cursor):
+            if not of_driver and _has_run(execution.cursor):
                 # a listener's error, after the statement
                 if carry is not None and self._carrier is not None:
                     self._carrier.ran(buffer, plan, execution.cursor.rowcount)

@@ -5,7 +5,7 @@ an UPDATE some 70 calls of Python, a quarter of all that capture costs, and one 
 engine is left as one that nobody listens to, and each Connection is told to dispatch its events before it executes
 anything but a SELECT: by the execution context, in which SQLAlchemy lets dialects prepare their statements. It is told by
 ``_has_events``, as SQLAlchemy tells it where somebody listens to one Connection alone. What does not pass there says so
-itself: see :func:`wake`.
+itself: see :func:`buffer.wake`.
 
 An engine that has listeners of the application's, whenever they come, stays as it is: all of its Connections dispatch
 everything. So does each engine on a version of SQLAlchemy of which the tests have not shown that it works so.
@@ -35,9 +35,6 @@ def possible() -> bool:
 @contextmanager
 def quietly(engine: Engine) -> Iterator[None]:
     """What comes to listen to the engine in this block is told by Connections that are awake."""
-    if not possible():
-        yield
-        return
     watch(engine.dialect)  # before the engine forgets: other threads are writing
     with unheard(engine):
         yield
@@ -46,11 +43,11 @@ def quietly(engine: Engine) -> Iterator[None]:
 @contextmanager
 def unheard(engine: Engine) -> Iterator[None]:
     """Listeners of the engine's that come in this block leave no mark on it: that of its class, where somebody listens to all
-    engines, would be hidden by it.
+    engines, would be hidden by it. Nor do those that another thread adds meanwhile.
     """
     heard = "_has_events" in engine.__dict__
     yield
-    if not heard:
+    if not heard and possible():
         engine.__dict__.pop("_has_events", None)
 
 
@@ -68,11 +65,6 @@ def unwatch(dialect: Dialect) -> None:
         dialect.execution_ctx_cls = plain
 
 
-def wake(connection: Connection) -> None:
-    """Let a Connection dispatch its engine's events from now on."""
-    connection._has_events = True
-
-
 class _Waking:
     """What one execution does beside its dialect's own."""
 
@@ -82,6 +74,7 @@ class _Waking:
     root_connection: Connection
 
     def pre_exec(self) -> None:
+        # What stands behind a SELECT and a semicolon may write.
         if self.compiled is None or self.is_text or not self.statement.startswith("SELECT") or ";" in self.statement:
             self.root_connection._has_events = True
         super().pre_exec()  # type: ignore[misc]

@@ -259,9 +259,8 @@ def known_values(state: Any, table: sa.Table) -> dict[str, Any]:
 
 
 def _olds(state: Any, table: sa.Table, keys: Iterable[str]) -> dict[str, Any]:
-    """Values in the database as the session loaded or last wrote them. ``committed_state`` is complete here still:
-
-    after_execute of an UPDATE comes before the flush takes note of its outcome.
+    """Values in the database as the session loaded or last wrote them. ``committed_state`` is complete here still: an UPDATE has
+    its result before the flush takes note of it.
     """
     names, committed, current = _attributes(state.manager.mapper, table), state.committed_state, state.dict
     found = {}

@@ -183,7 +183,14 @@ def none_for_a_key(session: Session) -> Any:
     return session.execute(sa.insert(Row.__table__), {"id": None, "version": 1}).inserted_primary_key
 
 
-APART: list[Callable[[Session], Any]] = [told, random_key]
+def returning(session: Session) -> Any:
+    """A key that is given, and rows that are the caller's."""
+    found = session.execute(sa.insert(Row.__table__).returning(Row.__table__.c.version), {"id": 70, "version": 1}).one()
+    changed = sa.update(Row.__table__).where(Row.__table__.c.id == sa.bindparam("key")).returning(Row.__table__.c.version)
+    return found, session.execute(changed, {"key": 70, "secret": "x"}).all()
+
+
+APART: list[Callable[[Session], Any]] = [told, random_key, returning]
 """Whose rows the parameters do not tell."""
 
 _RAW = "SELECT key, payload::text, types::text, metadata::text, user_id, session_id, type, schema, entity, operation, source, schema_version FROM events ORDER BY seq"
@@ -252,7 +259,7 @@ def test_the_same_events(url: sa.URL, driver: str, old_values: str) -> None:
     assert {write.__name__: found[write].carried for write in WRITES} == {
         write.__name__: len(found[write].events) for write in WRITES  # core: one has matched nothing, one has rows that are the caller's
     }
-    assert [found[write].carried for write in APART] == [0, 0]
+    assert [found[write].carried for write in APART] == [0, 0, 0]
 
 
 async def _asynchronously(url: sa.URL, run: Callable[[sa.Connection, Any], None]) -> None:

@@ -11,9 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-from sqla_events import CaptureError, EventFilter, install_crud_hooks
+from sqla_events import Broker, CaptureError, Config, EventFilter, install_crud_hooks
 from sqla_events.capture import quiet
 from sqla_events.capture.buffer import buffer_of
+from sqla_events.signals import Fact
 from tests.capture.conftest import Stage
 from tests.capture.model import Item, Tag, item_tags
 
@@ -262,19 +263,56 @@ def test_engines_that_share_a_dialect_each_captured_in_its_own_way(stage: Stage,
     """Whichever came first, and when one of them is not captured any more."""
     engines = {name: stage.engine.execution_options(name=name) for name in order}
     brokers = {name: install_crud_hooks(engines[name], {"instance_id": name, "capture": {"carry": False}}) for name in order}
-    for name in "aba":
-        with engines[name].begin() as connection:
-            connection.execute(sa.insert(Tag), {"name": name})
-    brokers[order[1]].uninstall()
-    for name in "ab":
-        with Session(engines[name]) as session:
-            session.execute(sa.select(Tag)).all()
-            session.scalars(sa.select(Tag).order_by(Tag.id).limit(1)).one().name = f"by {name}"
-            session.commit()
-    events = brokers[order[0]].list(EventFilter(limit=100))
-    brokers[order[0]].uninstall()
+    try:
+        for name in "aba":
+            with engines[name].begin() as connection:
+                connection.execute(sa.insert(Tag), {"name": name})
+        brokers[order[1]].uninstall()
+        for name in "ab":
+            with Session(engines[name]) as session:
+                session.execute(sa.select(Tag)).all()
+                session.scalars(sa.select(Tag).order_by(Tag.id).limit(1)).one().name = f"by {name}"
+                session.commit()
+        events = brokers[order[0]].list(EventFilter(limit=100))
+    finally:
+        for broker in brokers.values():
+            broker.uninstall()
     assert [event.instance_id for event in events] == ["a", "b", "a", order[0]]
     assert events[-1].payload["before"] == {"name": "a" if order == "ab" else "by a"}
+
+
+def test_two_brokers_of_one_engine_go_one_after_the_other(stage: Stage) -> None:
+    """Each takes off what is its own."""
+    first, second = (Broker(Config(), stage.engine).install() for _ in range(2))
+    plain = stage.engine.dialect.execution_ctx_cls
+    first.uninstall()
+    assert stage.engine.dialect.execution_ctx_cls is plain
+    counted: list[Fact] = []
+    second.signals.subscribe(counted.append)
+    with stage.engine.begin() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+    assert len(counted) == 1
+    second.uninstall()
+    assert stage.engine.dialect.execution_ctx_cls is not plain
+
+
+@pytest.mark.parametrize("name", ["before_cursor_execute", "after_cursor_execute"])
+def test_a_rollback_as_text_that_a_listener_disturbs(stage: Stage, name: str) -> None:
+    """Nobody knows whether it has run: the transaction does not commit."""
+
+    def fail(*given: Any) -> None:
+        if "ROLLBACK" in str(given[2]):
+            raise ZeroDivisionError
+
+    sa.event.listen(stage.engine, name, fail)
+    stage.hook()
+    with stage.engine.connect() as connection:
+        connection.execute(TAGS.insert(), [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}])
+        with pytest.raises(ZeroDivisionError):
+            connection.exec_driver_sql("ROLLBACK")
+        with pytest.raises(CaptureError, match="cannot be committed"):
+            connection.commit()
+    assert types(stage) == []
 
 
 def test_a_statement_that_was_prepared_before_the_hooks_came(stage: Stage) -> None:
