@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -298,7 +299,10 @@ def test_two_brokers_of_one_engine_go_one_after_the_other(stage: Stage) -> None:
 
 @pytest.mark.parametrize("name", ["before_cursor_execute", "after_cursor_execute"])
 def test_a_rollback_as_text_that_a_listener_disturbs(stage: Stage, name: str) -> None:
-    """Nobody knows whether it has run: the transaction does not commit."""
+    """Nobody knows whether it has run: the transaction does not commit. Before it, SQLAlchemy 2.0 tells nobody of the error, and
+    nothing has been rolled back.
+    """
+    told = name != "before_cursor_execute" or not sa.__version__.startswith("2.0.")
 
     def fail(*given: Any) -> None:
         if "ROLLBACK" in str(given[2]):
@@ -310,9 +314,9 @@ def test_a_rollback_as_text_that_a_listener_disturbs(stage: Stage, name: str) ->
         connection.execute(TAGS.insert(), [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}])
         with pytest.raises(ZeroDivisionError):
             connection.exec_driver_sql("ROLLBACK")
-        with pytest.raises(CaptureError, match="cannot be committed"):
+        with pytest.raises(CaptureError, match="cannot be committed") if told else nullcontext():
             connection.commit()
-    assert types(stage) == []
+    assert types(stage) == ([] if told else ["tags.create"] * 2)
 
 
 def test_a_statement_that_was_prepared_before_the_hooks_came(stage: Stage) -> None:
