@@ -1,7 +1,7 @@
 """Connections get an engine's events when they are about to write, and not before.
 
 SQLAlchemy joins the listeners of an engine to each of its Connections anew, name by name: in a transaction of a SELECT and
-an UPDATE some 70 calls of Python, a quarter of all that capture costs, and one that only reads pays for them too. So the
+an UPDATE some 70 calls of Python, a quarter of the steps that capture costs, and one that only reads pays for them too. So the
 engine is left as one that nobody listens to, and each Connection is told to dispatch its events before it executes
 anything but a SELECT: by the execution context, in which SQLAlchemy lets dialects prepare their statements. It is told by
 ``_has_events``, as SQLAlchemy tells it where somebody listens to one Connection alone. What does not pass there says so
