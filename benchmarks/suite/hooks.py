@@ -119,8 +119,10 @@ class Hooked:
             return
         event.listen(engine, "connect", self._connect)
         with unheard(engine):  # as in an application that does not listen itself
-            for name in ("before_cursor_execute", "do_execute", "do_execute_no_params", "do_executemany", "rollback", "rollback_twophase"):
+            for name in ("do_execute", "do_execute_no_params", "do_executemany", "rollback", "rollback_twophase"):
                 event.listen(engine, name, getattr(self, f"_{name}"))
+            self._before = self.capture._listener.before  # not a listener: statements that are executed once tell none
+            self.capture._listener.before = self._before_statement  # type: ignore[method-assign]
             self.capture.install()
             for name in ("commit", "prepare_twophase", "commit_twophase", "reset"):
                 event.listen(engine, name, getattr(self, f"_{name}"))
@@ -130,7 +132,11 @@ class Hooked:
         record.info[KEY] = proof = Proof(self.database, raw)
         proofs.add(proof)
 
-    def _before_cursor_execute(self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> None:
+    def _before_statement(self, connection: Connection, cursor: Any, sql: str, parameters: Any, context: Any, many: bool) -> Any:
+        self._note(connection, sql, context)
+        return self._before(connection, cursor, sql, parameters, context, many)
+
+    def _note(self, connection: Connection, sql: str, context: Any) -> None:
         self.proof = proof = _proof_of(connection)
         if proof is None:
             return

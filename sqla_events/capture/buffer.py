@@ -19,6 +19,9 @@ from .outbox import Captured
 
 ATTRIBUTE = "_sqla_events_buffer"
 
+AWAKE: Any = "for capture"
+"""What tells a Connection to dispatch events, where nobody but capture needs that; True is what SQLAlchemy sets there."""
+
 
 class Written(msgspec.Struct, eq=False):
     """The events of a transaction, in the table or on their way: how many of each type, and which ids are asked for.
@@ -138,7 +141,8 @@ class Buffer(msgspec.Struct, eq=False):
 
 def wake(connection: Connection) -> None:
     """Let a Connection dispatch its engine's events from now on: see ``quiet``."""
-    connection._has_events = True
+    if not connection._has_events:
+        connection._has_events = AWAKE
 
 
 def held(connection: Connection) -> Buffer | None:

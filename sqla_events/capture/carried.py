@@ -66,7 +66,6 @@ class Carried(msgspec.Struct, eq=False):
     sql: str
     parameters: Any
     """As they were without."""
-    counted: bool = False
 
 
 class Carrier:
@@ -119,8 +118,7 @@ class Carrier:
 
     def ran(self, buffer: Buffer, plan: Plan, matched: int) -> None:
         """The statement has run, and matched so many rows; below 0: the driver does not know yet."""
-        if matched and not plan.carry.counted:
-            plan.carry.counted = True
+        if matched:
             buffer.written.add_all((plan.carry.event,), with_ids=self._with_ids)
 
     def failed(self, plan: Plan, context: Any) -> None:

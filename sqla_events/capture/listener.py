@@ -67,6 +67,7 @@ class Listener:
 
     def listen(self) -> None:
         """Hook in."""
+        quiet.attach(self._engine, self)
         self._add(self._engine, "before_cursor_execute", self._before_cursor, retval=True)
         self._add(self._engine, "do_executemany", self._execute_many)
         self._add(self._engine, "after_cursor_execute", self._after_cursor)
@@ -81,6 +82,7 @@ class Listener:
 
     def unlisten(self) -> None:
         """Unhook; nothing stays behind."""
+        quiet.detach(self._engine, self)
         for target, name, function in self._listening:
             event.remove(target, name, function)
         self._listening.clear()
@@ -93,9 +95,15 @@ class Listener:
 
     # Before ------------------------------------------------------------------------------------------------------
 
-    def _before_cursor(
+    def _before_cursor(self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool) -> Any:
+        if quiet.told(context):
+            return sql, parameters
+        return self.before(connection, dbapi_cursor, sql, parameters, context, executemany)
+
+    def before(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> tuple[str, Any]:
+        """Something is about to be executed."""
         compiled: Any = None if context is None else context.compiled
         if compiled is None or context.is_text:
             self._marks.noticed(sql)
@@ -217,9 +225,14 @@ class Listener:
 
     # After -------------------------------------------------------------------------------------------------------
 
-    def _after_cursor(
+    def _after_cursor(self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool) -> None:
+        if not quiet.told(context):
+            self.after(connection, dbapi_cursor, sql, parameters, context, executemany)
+
+    def after(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
     ) -> None:
+        """It has been executed."""
         buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
         if buffer is None:
             return
@@ -238,6 +251,7 @@ class Listener:
                 plan.ran, plan.rows = True, rows
             elif self._carrier is not None:
                 self._carrier.ran(buffer, plan, rows)
+                buffer.plans.pop()  # of it there is nothing more to find out
             return
         pipeline.settle(dbapi_cursor, connection.dialect)
         try:
@@ -351,6 +365,7 @@ class Listener:
         connection, execution = context.connection, context.execution_context
         if connection is None or execution is None:
             return
+        quiet.failed(connection, execution)
         buffer = buffer_of(connection)
         if buffer.guarded:
             self._marks.done(connection)

@@ -7,6 +7,9 @@ anything but a SELECT: by the execution context, in which SQLAlchemy lets dialec
 ``_has_events``, as SQLAlchemy tells it where somebody listens to one Connection alone. What does not pass there says so
 itself: see :func:`buffer.wake`.
 
+What is executed once (no ``executemany``) passes without events even then: its context calls the one listener that there is,
+before and after it. Nothing but the COMMIT, ROLLBACK or SAVEPOINT is dispatched.
+
 An engine that has listeners of the application's, whenever they come, stays as it is: all of its Connections dispatch
 everything. So does each engine on a version of SQLAlchemy of which the tests have not shown that it works so.
 """
@@ -16,12 +19,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.engine.base import OptionEngine
+from sqlalchemy.engine.interfaces import ExecuteStyle
 
-from .buffer import ATTRIBUTE
+from .buffer import ATTRIBUTE, AWAKE, wake
 
 TESTED = ("2.0.", "2.1.")
 """Versions of SQLAlchemy: see tests/capture/test_quiet.py."""
@@ -65,27 +70,102 @@ def unwatch(dialect: Dialect) -> None:
         dialect.execution_ctx_cls = plain
 
 
+LISTENERS = "_sqla_events_listeners"
+
+
+class Listens(Protocol):
+    """What is to be told of statements without an event: as ``before_cursor_execute`` and ``after_cursor_execute`` tell it."""
+
+    def before(
+        self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
+    ) -> tuple[str, Any]:
+        """It runs what is returned."""
+
+    def after(
+        self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
+    ) -> None:
+        """It has run."""
+
+
+def attach(engine: Engine, listener: Listens) -> None:
+    """Let an engine's contexts call a listener, where there is but one. Not those of an engine that ``execution_options()`` has
+    made: what listens to the one that it was made of is to be told of its statements too.
+    """
+    if possible() and not isinstance(engine, OptionEngine):
+        engine.__dict__[LISTENERS] = (*engine.__dict__.get(LISTENERS, ()), listener)
+
+
+def detach(engine: Engine, listener: Listens) -> None:
+    """No more."""
+    engine.__dict__[LISTENERS] = tuple(one for one in engine.__dict__.get(LISTENERS, ()) if one is not listener)
+
+
+def told(context: Any) -> bool:
+    """Whether a context calls its listener itself: an event comes on top where somebody has begun to listen meanwhile."""
+    return getattr(context, "sqla_events_caller", None) is not None
+
+
+def failed(connection: Connection, context: Any) -> None:
+    """A statement has failed: its Connection dispatches what comes now, and its context shows what the caller has written."""
+    wake(connection)
+    if told(context):
+        context.statement, context.parameters = context.sqla_events_caller[1:]
+
+
 class _Waking:
     """What one execution does beside its dialect's own."""
 
     compiled: Any
+    cursor: Any
+    execute_style: ExecuteStyle
     is_text: bool
     statement: str
+    parameters: Any
     root_connection: Connection
 
+    sqla_events_caller: tuple[Listens, str, Any] | None = None
+    """Who is told of the statement, and what the caller has written, with its parameters."""
+
     def pre_exec(self) -> None:
-        # What stands behind a SELECT and a semicolon may write.
-        if self.compiled is None or self.is_text or not self.statement.startswith("SELECT") or ";" in self.statement:
-            self.root_connection._has_events = True
         super().pre_exec()  # type: ignore[misc]
+        statement = self.statement
+        if statement.startswith("SELECT") and self.compiled is not None and not self.is_text and ";" not in statement:
+            return  # what stands behind a semicolon may write
+        connection = self.root_connection
+        engine = connection.engine
+        listeners = engine.__dict__.get(LISTENERS, ())
+        if connection._transaction is None:
+            return  # the one by which SQLAlchemy makes a dialect's acquaintance: it tells nobody
+        if len(listeners) != 1 or connection._has_events is True or engine._has_events or self.execute_style is not EXECUTE:
+            wake(connection)  # somebody else listens, or there are several executions
+            return
+        listener, parameters = listeners[0], self.parameters
+        self.sqla_events_caller = listener, statement, parameters
+        try:
+            self.statement, sent = listener.before(connection, self.cursor, statement, parameters[0], self, False)
+        except BaseException as error:
+            connection._handle_dbapi_exception(error, statement, parameters[0], self.cursor, self)  # type: ignore[arg-type]
+        self.parameters = [sent]
+        if connection._has_events is AWAKE:
+            connection._has_events = False
 
     def _setup_result_proxy(self) -> Any:
         """After the statement. Not in ``after_execute``: whether that is dispatched was decided before."""
+        connection, caller = self.root_connection, self.sqla_events_caller
+        if caller is not None:
+            sql, parameters = self.statement, self.parameters[0]
+            listener, self.statement, self.parameters = caller
+            if not connection._has_events:
+                connection._has_events = AWAKE
+            listener.after(connection, self.cursor, sql, parameters, self, False)
         result = super()._setup_result_proxy()  # type: ignore[misc]
-        buffer = self.root_connection.__dict__.get(ATTRIBUTE)
+        buffer = connection.__dict__.get(ATTRIBUTE)
         if buffer is not None and buffer.plans:
-            buffer.executed(self.root_connection, buffer, self)
+            buffer.executed(connection, buffer, self)
         return result
+
+
+EXECUTE = ExecuteStyle.EXECUTE
 
 
 @cache
