@@ -110,13 +110,11 @@ class Buffer(msgspec.Struct, eq=False):
         self.marks.clear()
         self.guarded = self.told = self.checked = False
 
-    def states_of(self, connection: Connection) -> dict[Any, Any]:
-        """What is remembered in this transaction. Nobody tells when one ends that has written nothing."""
+    def forget_states(self, connection: Connection) -> None:
+        """Nobody tells when a transaction ends that has written nothing: what is remembered is of an earlier one."""
+        self.states.clear()
         transaction = connection.get_transaction()
-        if self.transaction() is not transaction:
-            self.states.clear()
-            self.transaction = _none if transaction is None else ref(transaction)
-        return self.states
+        self.transaction = _none if transaction is None else ref(transaction)
 
     def begin(self, connection: Connection) -> None:
         """A transaction is about to write: what its first write needs.
@@ -125,9 +123,8 @@ class Buffer(msgspec.Struct, eq=False):
         """
         if self.checked:
             return
-        wake(connection)  # for a statement that was prepared before the hooks came
-        if self.states:
-            self.states_of(connection)
+        if self.states and self.transaction() is not connection._transaction:
+            self.forget_states(connection)
         level = connection.get_execution_options().get("isolation_level") or getattr(
             connection.dialect, "_on_connect_isolation_level", None
         )

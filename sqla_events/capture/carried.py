@@ -22,6 +22,7 @@ are those that come while events wait for their COMMIT (``executemany``), so tha
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import compress, count, repeat
@@ -41,7 +42,7 @@ from .frame import ROWS
 from .make import a_number
 from .outbox import ABOUT, COLUMNS, KINDS, NUMBERED_KINDS, OWN, SHARED, Captured
 from .plan import Plan, Program, Row, Shape
-from .rows import deleted, foretold, inserted_row, lacks_key, updated
+from .rows import deleted_row, foretold, inserted_row, lacks_key, updated_row
 from .within import DRIVERS
 
 Events = Callable[[Connection, Plan, Sequence[Row]], list[Captured]]
@@ -119,7 +120,8 @@ class Carrier:
     def ran(self, buffer: Buffer, plan: Plan, matched: int) -> None:
         """The statement has run, and matched so many rows; below 0: the driver does not know yet."""
         if matched:
-            buffer.written.add_all((plan.carry.event,), with_ids=self._with_ids)
+            event = plan.carry.event
+            buffer.written.add(event[4].type, uuid.UUID(event[0]) if self._with_ids else None)
 
     def failed(self, plan: Plan, context: Any) -> None:
         """The statement has failed: its error shows what the caller has written. If it is one of those that tables make which
@@ -144,7 +146,7 @@ def _rows(plan: Plan, buffer: Buffer, context: Any, key: int | None) -> list[Row
         return [foretold(plan, sets[0], key)]
     if plan.shape.verb == "create":
         return [inserted_row(plan, sets[0], None, plan.program.common)]
-    return list((updated if plan.shape.verb == "update" else deleted)(plan, buffer, sets))
+    return [(updated_row if plan.shape.verb == "update" else deleted_row)(plan, buffer, sets[0])]
 
 
 @lru_cache(maxsize=1024)

@@ -17,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 
 from . import ctes, flushed, gaps, many, pipeline, quiet, ride, within
-from .buffer import ATTRIBUTE, Buffer, buffer_of, held
+from .buffer import ATTRIBUTE, Buffer, buffer_of, held, wake
 from .carried import Carrier, carrying
 from .cascades import Cascades
 from .codec import TableCodec
@@ -98,6 +98,7 @@ class Listener:
     def _before_cursor(self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool) -> Any:
         if quiet.told(context):
             return sql, parameters
+        wake(connection)  # for a statement that was prepared before the hooks came
         return self.before(connection, dbapi_cursor, sql, parameters, context, executemany)
 
     def before(
@@ -238,7 +239,8 @@ class Listener:
             return
         if buffer.guarded:
             self._marks.done(connection)
-        plan = buffer.plan_of(context) if buffer.plans else None
+        plans = buffer.plans
+        plan = plans[-1] if plans and plans[-1].context is context else None
         if plan is None:
             self._after_other(connection, dbapi_cursor, sql, context)
             return
@@ -251,7 +253,7 @@ class Listener:
                 plan.ran, plan.rows = True, rows
             elif self._carrier is not None:
                 self._carrier.ran(buffer, plan, rows)
-                buffer.plans.pop()  # of it there is nothing more to find out
+                plans.pop()  # of it there is nothing more to find out
             return
         pipeline.settle(dbapi_cursor, connection.dialect)
         try:

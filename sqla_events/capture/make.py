@@ -49,7 +49,9 @@ class Maker:
     def events(self, connection: Connection, plan: Plan, rows: Sequence[Row]) -> list[Captured]:
         """The events of what one statement wrote, in its order."""
         said = self._said.get(context.current(), self._say)
-        schema, cause = self._schema(plan, connection), None
+        schema, cause = plan.shape.table.schema, None
+        if plan.translate is not None or plan.context is None:
+            schema = self._schema(plan, connection)
         if plan.cause is not None:
             first = plan.cause
             cause = type_of(self._named(self._schema(first, connection)), str(first.table.name), first.verb)

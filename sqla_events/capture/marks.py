@@ -53,6 +53,7 @@ class Marks:
         self._guard = names.qualified(names.guard)
         self._sqlite = engine.dialect.name == "sqlite"
         self._instance_id = instance_id
+        self._contexts: Any = None
         self.changing = 0
         """Whether every write has to look for triggers before it."""
         self.known: frozenset[str] = frozenset()
@@ -73,7 +74,8 @@ class Marks:
             self.known = look(dbapi_connection.cursor(), self._engine.dialect.name)
             if not self._sqlite:
                 dbapi_connection.rollback()
-        watch(self._engine.dialect)  # again, where somebody has put a class of his own there
+        if self._engine.dialect.execution_ctx_cls is not self._contexts:  # somebody has put a class of his own there
+            self._contexts = watch(self._engine.dialect)
 
     def noticed(self, sql: str) -> None:
         """Text is executed: it may make or drop triggers. Then every write looks until a transaction ends, and one after."""

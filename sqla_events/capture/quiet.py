@@ -56,11 +56,12 @@ def unheard(engine: Engine) -> Iterator[None]:
         engine.__dict__.pop("_has_events", None)
 
 
-def watch(dialect: Dialect) -> None:
-    """Have the statements of a dialect wake their Connections, if they do not yet."""
+def watch(dialect: Dialect) -> Any:
+    """Have the statements of a dialect wake their Connections, if they do not yet: by their class, which is returned."""
     contexts: Any = dialect.execution_ctx_cls
     if not issubclass(contexts, _Waking) and possible():
-        dialect.execution_ctx_cls = _waking(contexts)
+        contexts = dialect.execution_ctx_cls = _waking(contexts)
+    return contexts
 
 
 def unwatch(dialect: Dialect) -> None:

@@ -215,11 +215,12 @@ def key_after(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
 def updated(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterable[Row]:
     """One row for each set."""
     if len(plan.rode) == len(sets):
-        return map(_updated, repeat(plan), repeat(buffer), sets, plan.rode)
-    return (_updated(plan, buffer, sets[0]),) if len(sets) == 1 else map(_updated, repeat(plan), repeat(buffer), sets)
+        return map(updated_row, repeat(plan), repeat(buffer), sets, plan.rode)
+    return (updated_row(plan, buffer, sets[0]),) if len(sets) == 1 else map(updated_row, repeat(plan), repeat(buffer), sets)
 
 
-def _updated(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapping[str, Any] | None = None) -> Row:
+def updated_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapping[str, Any] | None = None) -> Row:
+    """What an UPDATE by key has made of a row, with what the database has told of it."""
     program, shape = plan.program, plan.shape
     after = dict(zip(program.given, map(given.__getitem__, program.given), strict=True))
     if rode:
@@ -232,10 +233,11 @@ def _updated(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapping
 
 def deleted(plan: Plan, buffer: Buffer, sets: Sequence[Mapping[str, Any]]) -> Iterable[Row]:
     """One row for each set."""
-    return (_deleted(plan, buffer, sets[0]),) if len(sets) == 1 else map(_deleted, repeat(plan), repeat(buffer), sets)
+    return (deleted_row(plan, buffer, sets[0]),) if len(sets) == 1 else map(deleted_row, repeat(plan), repeat(buffer), sets)
 
 
-def _deleted(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
+def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
+    """What a DELETE by key has removed."""
     shape = plan.shape
     key = {name: given[label] for name, label in shape.by_key or ()}
     before = known_values(buffer.states.pop((shape.table, tuple(key.values())), None), shape.table)
