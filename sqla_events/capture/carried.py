@@ -93,14 +93,15 @@ class Carrier:
             return sql, parameters
         plan.carry = Carried(event, sql, parameters)
         head = event[4]
-        values = (event[0], event[1] if number is None else None, event[2], event[3], *head.about)
+        types = event[3] if event[3] is plan.codec.usual_types else None
+        values = (event[0], event[1] if number is None else None, event[2], None if types else event[3], *head.about)
         there = tuple(map(is_not, values, repeat(None)))
         given = [*compress(values, there)]
         if number is not None:
             given.append(str(number))
         numbered = context.dialect.paramstyle == "numeric_dollar"
         first = len(parameters) + 1 if numbered else 0
-        sql = _with_event(sql, self._catalog.log, head.fixed, there, first, number is not None)
+        sql = _with_event(sql, self._catalog.log, head.fixed, types, there, first, number is not None)
         return sql, (*parameters, *given) if numbered else {**parameters, **dict(zip(_PLACES, given, strict=False))}
 
     def _may(self, connection: Connection, plan: Plan, parameters: Any, context: Any) -> bool:
@@ -150,10 +151,13 @@ def _rows(plan: Plan, buffer: Buffer, context: Any, key: int | None) -> list[Row
 
 
 @lru_cache(maxsize=1024)
-def _with_event(sql: str, log: str, fixed: tuple[Any, ...], there: tuple[bool, ...], first: int, makes_key: bool) -> str:
+def _with_event(
+    sql: str, log: str, fixed: tuple[Any, ...], types: str | None, there: tuple[bool, ...], first: int, makes_key: bool
+) -> str:
     """The statement with its event around it. Columns that are the same at each of its executions stand there as literals,
     those that are NULL not at all.
 
+    :param types: the table's usual ones, if these are.
     :param there: which of ``VARYING`` are parameters.
     :param first: the number of our first parameter; 0 where they have names.
     """
@@ -161,6 +165,8 @@ def _with_event(sql: str, log: str, fixed: tuple[Any, ...], there: tuple[bool, .
     marks = (f"${number}" for number in count(first)) if first else (f"%({name})s" for name in _PLACES)
     values = {name: f"{next(marks)}::{kinds[name]}" for name in compress(VARYING, there)}
     values.update((name, _literal(value, double=not first)) for name, value in zip(FIXED, fixed, strict=True) if value is not None)
+    if types is not None:
+        values["types"] = f"{_literal(types, double=not first)}::{kinds['types']}"
     if makes_key:
         values["key"] = "made.key::text"
         values["payload"] = f"replace({values['payload'].partition(':')[0]}::text, {next(marks)}::text, to_json(made.key)::text)::json"
