@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -118,6 +119,8 @@ class Hooked:
         except ConfigError:
             return
         event.listen(engine, "connect", self._connect)
+        for name in ("do_commit", "do_rollback"):  # of most transactions no event tells
+            setattr(engine.dialect, name, partial(self._ends, getattr(engine.dialect, name)))
         with unheard(engine):  # as in an application that does not listen itself
             for name in ("do_execute", "do_execute_no_params", "do_executemany", "rollback", "rollback_twophase"):
                 event.listen(engine, name, getattr(self, f"_{name}"))
@@ -163,6 +166,12 @@ class Hooked:
         proof = _proof_of(connection)
         if proof is not None:
             _over(proof)
+
+    def _ends(self, plain: Callable[[Any], None], proxied: Any) -> None:
+        record = getattr(proxied, "_connection_record", None)
+        if record is not None and (proof := record.info.get(KEY)) is not None:
+            _over(proof)
+        plain(proxied)
 
     _rollback = _rollback_twophase = _prepare_twophase = _commit_twophase = _commit
 

@@ -18,7 +18,7 @@ from ..bridge import refuse_autocommit
 from ..errors import CaptureError
 from ..schema import Tables
 from ..signals import Gap, Signals, logger
-from . import cascades, declared, outbox
+from . import cascades, commits, declared, outbox
 from .buffer import ATTRIBUTE, Buffer, Written, buffer_of, held, wake
 from .carried import Carrier
 from .cascades import Cascades
@@ -71,7 +71,7 @@ class Capture:
         on_gap = None if settings.on_gap == "ignore" else self._gap
         self._listener = Listener(
             self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values, self._cascades,
-            self._marks, *self._writers(),
+            self._marks, *self._writers(), self._commit, not wants_ids,
         )  # fmt: skip
         self._enabled = {
             "create": settings.enable_create,
@@ -96,8 +96,10 @@ class Capture:
         self._forget()
         with quietly(self._engine):
             self._listen()
+        commits.watch(self._engine.dialect)
         declared.watch(self)
-        _listen_to_sessions()
+        if self._wants_ids:
+            _listen_to_sessions()
         self._installed = True
 
     def _listen(self) -> None:
@@ -123,7 +125,7 @@ class Capture:
 
     @property
     def _around(self) -> list[tuple[Any, str, Any]]:
-        hooks: list[tuple[Any, str, Any]] = [(self._engine, "checkin", self._checkin)]
+        hooks: list[tuple[Any, str, Any]] = [(self._engine, "checkin", self._checkin)] if self._wants_ids else []
         if self._settings.enable_read:
             hooks.append((Session, "loaded_as_persistent", self._read))
         return hooks
@@ -134,7 +136,7 @@ class Capture:
         if self._marks.changing:
             self._marks.ended()
         buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
-        if buffer is None:
+        if buffer is None or buffer.transaction() is not connection._transaction:
             return
         try:
             if buffer.written.lost or buffer.plans:
@@ -149,9 +151,16 @@ class Capture:
             buffer.clear()
             raise
         if buffer.written.counts:
-            buffer.after = self._committing(buffer.written)
-            _committed.set((*_committed.get(), buffer.after))
-        buffer.clear()
+            after = self._committing(buffer.written)
+            if self._wants_ids:  # who waits for handlers does so when all that the session writes is committed
+                buffer.after = after
+                _committed.set((*_committed.get(), after))
+            else:
+                commits.after(connection, after)
+        if self._wants_ids:
+            buffer.clear()
+        else:
+            del connection.__dict__[ATTRIBUTE]
 
     def _refuse_loss(self, buffer: Buffer) -> None:
         if buffer.lost:
@@ -198,7 +207,7 @@ class Capture:
         buffer.written = buffer.marks[name].copy() if name in buffer.marks else Written()
 
     def _transaction_text(self, connection: Connection, word: str, name: str | None) -> None:
-        """Somebody writes SAVEPOINT or COMMIT as text, or has written ROLLBACK: what is captured must be on the right side of it."""
+        """Somebody writes SAVEPOINT or COMMIT, or has written ROLLBACK as text: what is captured must be on the right side of it."""
         buffer = buffer_of(connection)
         if word == "savepoint" and name is not None:
             self._savepoint(connection, name)
@@ -206,6 +215,8 @@ class Capture:
             self._rollback_savepoint(connection, name, None)
         elif word == "rollback":
             buffer.clear()
+        elif word == "release_savepoint" and name is not None:
+            self._release_savepoint(connection, name, None)
         else:
             self._drain(connection, buffer)
 

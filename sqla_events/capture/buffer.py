@@ -15,12 +15,10 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from ..errors import CaptureError
+from . import commits
 from .outbox import Captured
 
 ATTRIBUTE = "_sqla_events_buffer"
-
-AWAKE: Any = "for capture"
-"""What tells a Connection to dispatch events, where nobody but capture needs that; True is what SQLAlchemy sets there."""
 
 
 class Written(msgspec.Struct, eq=False):
@@ -73,7 +71,7 @@ class Buffer(msgspec.Struct, eq=False):
     marks: dict[str, Written] = {}
     """What was written when a savepoint was made."""
     after: Any = None
-    """What waits to be told how the COMMIT went."""
+    """What waits to be told how the COMMIT went, where somebody waits for handlers."""
     checked: bool = False
     """The connection is not in AUTOCOMMIT."""
     guarded: bool = False
@@ -110,21 +108,22 @@ class Buffer(msgspec.Struct, eq=False):
         self.marks.clear()
         self.guarded = self.told = self.checked = False
 
-    def forget_states(self, connection: Connection) -> None:
-        """Nobody tells when a transaction ends that has written nothing: what is remembered is of an earlier one."""
-        self.states.clear()
+    def renew(self, connection: Connection) -> None:
+        """What is in here is of an earlier transaction. Nobody tells of a ROLLBACK where nothing is dispatched."""
+        self.clear()
         transaction = connection.get_transaction()
         self.transaction = _none if transaction is None else ref(transaction)
 
-    def begin(self, connection: Connection) -> None:
+    def begin(self, connection: Connection, commit: commits.Commit) -> None:
         """A transaction is about to write: what its first write needs.
 
+        :param commit: is to be called before its COMMIT.
         :raises CaptureError: if every statement commits by itself: the event could be lost or lie.
         """
+        if self.transaction() is not connection._transaction:
+            self.renew(connection)
         if self.checked:
             return
-        if self.states and self.transaction() is not connection._transaction:
-            self.forget_states(connection)
         level = connection.get_execution_options().get("isolation_level") or getattr(
             connection.dialect, "_on_connect_isolation_level", None
         )
@@ -134,12 +133,12 @@ class Buffer(msgspec.Struct, eq=False):
                 "write in a transaction, or exclude the table from capture"
             )
         self.checked = True
+        commits.before(connection, commit)
 
 
 def wake(connection: Connection) -> None:
     """Let a Connection dispatch its engine's events from now on: see ``quiet``."""
-    if not connection._has_events:
-        connection._has_events = AWAKE
+    connection._has_events = True
 
 
 def held(connection: Connection) -> Buffer | None:
@@ -149,8 +148,11 @@ def held(connection: Connection) -> Buffer | None:
 
 
 def buffer_of(connection: Connection) -> Buffer:
-    """The buffer of a connection, made on first use."""
+    """The buffer of a connection's transaction, made on first use."""
     buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
+    transaction = connection._transaction
     if buffer is None:
-        buffer = connection.__dict__[ATTRIBUTE] = Buffer()
+        buffer = connection.__dict__[ATTRIBUTE] = Buffer(transaction=_none if transaction is None else ref(transaction))
+    elif buffer.transaction() is not transaction:
+        buffer.renew(connection)
     return buffer

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
-from .buffer import ATTRIBUTE, buffer_of
+from .buffer import buffer_of
 
 MAX_STATES = 20_000
 """More are leftovers of updates that turned out to change nothing."""
@@ -45,9 +45,9 @@ def _listen_to_mappers() -> None:
 def _remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
     """An object is about to be updated or deleted."""
     if connection.dialect in _captured and state.key is not None:
-        buffer = connection.__dict__.get(ATTRIBUTE) or buffer_of(connection)
-        if buffer.transaction() is not connection._transaction or len(buffer.states) > MAX_STATES:
-            buffer.forget_states(connection)
+        states = buffer_of(connection).states
+        if len(states) > MAX_STATES:
+            states.clear()
         for table in mapper.tables:
-            buffer.states[table, state.key[1]] = state
+            states[table, state.key[1]] = state
     return EXT_CONTINUE

@@ -15,8 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
-from . import ctes, flushed, gaps, many, pipeline, quiet, ride, within
+from . import commits, ctes, flushed, gaps, many, pipeline, quiet, ride, within
 from .buffer import ATTRIBUTE, Buffer, buffer_of, held, wake
 from .carried import Carrier, carrying
 from .cascades import Cascades
@@ -49,8 +50,15 @@ class Listener:
         marks: Marks,
         writer: within.Writer | None,
         carrier: Carrier | None,
+        commit: commits.Commit,
+        alone: bool,
     ) -> None:
+        """:param commit: is called before a transaction commits that has written something.
+        :param alone: whether statements may be told without events, if nobody else listens.
+        """
         self._engine = engine
+        self._commit = commit
+        self._alone = alone
         self._codec_of = codec_of
         self._emit = emit
         self._on_gap = on_gap
@@ -67,7 +75,8 @@ class Listener:
 
     def listen(self) -> None:
         """Hook in."""
-        quiet.attach(self._engine, self)
+        if self._alone:
+            quiet.attach(self._engine, self)
         self._add(self._engine, "before_cursor_execute", self._before_cursor, retval=True)
         self._add(self._engine, "do_executemany", self._execute_many)
         self._add(self._engine, "after_cursor_execute", self._after_cursor)
@@ -88,6 +97,7 @@ class Listener:
         self._listening.clear()
         if flushed.unlisten(self._engine.dialect):
             quiet.unwatch(self._engine.dialect)
+            commits.unwatch(self._engine.dialect)
 
     def forget(self) -> None:
         """What statements write is to be found out anew."""
@@ -107,7 +117,7 @@ class Listener:
         """Something is about to be executed."""
         compiled: Any = None if context is None else context.compiled
         if compiled is None or context.is_text:
-            self._marks.noticed(sql)
+            self._marks.noticed(connection, sql)
             self._transaction(connection, sql, "savepoint", "commit")
         elif context.current_parameters is not None:
             return sql, parameters  # a sequence or an SQL default of what is to run, asked for beforehand
@@ -133,6 +143,8 @@ class Listener:
 
     def _before_other(self, connection: Connection, sql: str, context: Any) -> str:
         """What is no INSERT, UPDATE or DELETE of SQLAlchemy's may write all the same."""
+        if quiet.told(context) and context.compiled is not None and (word := _SAVEPOINTS.get(type(context.compiled.statement))):
+            self._on_text(connection, word, context.compiled.statement.ident)
         if context is not None and getattr(context.compiled, "ctes", None):
             return self._with_ctes(connection, None, sql, context)
         if gaps.writes(sql) and (on_gap := self._on_unseen(connection)) is not None:
@@ -160,7 +172,7 @@ class Listener:
         target = self._targets.get(element, self._target)
         if target is None or target[0].table.name in self._marks.known:  # its trigger writes the events
             return None
-        buffer_of(connection).begin(connection)
+        buffer_of(connection).begin(connection, self._commit)
         return Plan(element, *target, many=False, want_old=self._always)
 
     def _target(self, element: Any) -> tuple[Shape, TableCodec] | None:
@@ -182,7 +194,7 @@ class Listener:
             return None
         if buffer is None:
             buffer = buffer_of(connection)
-        buffer.begin(connection)
+        buffer.begin(connection, self._commit)
         shape, codec = target
         told = codec.programs.get(context.compiled, self._program, shape, codec)
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
@@ -367,7 +379,7 @@ class Listener:
         connection, execution = context.connection, context.execution_context
         if connection is None or execution is None:
             return
-        quiet.failed(connection, execution)
+        quiet.failed(execution)
         buffer = buffer_of(connection)
         if buffer.guarded:
             self._marks.done(connection)
@@ -389,6 +401,14 @@ class Listener:
                     buffer.written.lost = True
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
+
+
+_SAVEPOINTS: dict[Any, str] = {
+    SavepointClause: "savepoint",
+    RollbackToSavepointClause: "rollback_savepoint",
+    ReleaseSavepointClause: "release_savepoint",
+}
+"""What is executed where an event of that name would be dispatched."""
 
 
 def _has_run(dbapi_cursor: Any) -> bool:

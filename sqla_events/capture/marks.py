@@ -12,7 +12,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from .. import context, encoding
 from ..schema import Names
-from .buffer import buffer_of
+from . import commits
+from .buffer import buffer_of, wake
 from .plan import Plan
 from .quiet import watch
 
@@ -76,11 +77,13 @@ class Marks:
                 dbapi_connection.rollback()
         if self._engine.dialect.execution_ctx_cls is not self._contexts:  # somebody has put a class of his own there
             self._contexts = watch(self._engine.dialect)
+            commits.watch(self._engine.dialect)
 
-    def noticed(self, sql: str) -> None:
+    def noticed(self, connection: Connection, sql: str) -> None:
         """Text is executed: it may make or drop triggers. Then every write looks until a transaction ends, and one after."""
         if PREFIX in sql and "TRIGGER" in sql:
             self.changing = 2
+            wake(connection)
 
     def ended(self) -> None:
         """A transaction is over."""

@@ -8,7 +8,8 @@ anything but a SELECT: by the execution context, in which SQLAlchemy lets dialec
 itself: see :func:`buffer.wake`.
 
 What is executed once (no ``executemany``) passes without events even then: its context calls the one listener that there is,
-before and after it. Nothing but the COMMIT, ROLLBACK or SAVEPOINT is dispatched.
+before and after it, SAVEPOINT and what ends it included. Of the COMMIT the dialect tells (``commits``), and a ROLLBACK nobody has
+to be told of: what is captured belongs to its transaction.
 
 An engine that has listeners of the application's, whenever they come, stays as it is: all of its Connections dispatch
 everything. So does each engine on a version of SQLAlchemy of which the tests have not shown that it works so.
@@ -23,10 +24,10 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect, Engine
-from sqlalchemy.engine.base import OptionEngine
+from sqlalchemy.engine.base import OptionEngine, RootTransaction
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
-from .buffer import ATTRIBUTE, AWAKE, wake
+from .buffer import ATTRIBUTE, wake
 
 TESTED = ("2.0.", "2.1.")
 """Versions of SQLAlchemy: see tests/capture/test_quiet.py."""
@@ -106,9 +107,8 @@ def told(context: Any) -> bool:
     return getattr(context, "sqla_events_caller", None) is not None
 
 
-def failed(connection: Connection, context: Any) -> None:
-    """A statement has failed: its Connection dispatches what comes now, and its context shows what the caller has written."""
-    wake(connection)
+def failed(context: Any) -> None:
+    """A statement has failed: its context shows what the caller has written."""
     if told(context):
         context.statement, context.parameters = context.sqla_events_caller[1:]
 
@@ -135,10 +135,17 @@ class _Waking:
         connection = self.root_connection
         engine = connection.engine
         listeners = engine.__dict__.get(LISTENERS, ())
-        if connection._transaction is None:
-            return  # the one by which SQLAlchemy makes a dialect's acquaintance: it tells nobody
-        if len(listeners) != 1 or connection._has_events is True or engine._has_events or self.execute_style is not EXECUTE:
-            wake(connection)  # somebody else listens, or there are several executions
+        transaction = connection._transaction
+        if transaction is None:
+            return  # by this Connection SQLAlchemy makes a database's acquaintance: it tells nobody
+        if (
+            len(listeners) != 1
+            or connection._has_events
+            or engine._has_events
+            or self.execute_style is not EXECUTE
+            or type(transaction) is not RootTransaction
+        ):
+            wake(connection)  # somebody else listens, or there are several executions, or two phases
             return
         listener, parameters = listeners[0], self.parameters
         self.sqla_events_caller = listener, statement, parameters
@@ -147,8 +154,6 @@ class _Waking:
         except BaseException as error:
             connection._handle_dbapi_exception(error, statement, parameters[0], self.cursor, self)  # type: ignore[arg-type]
         self.parameters = [sent]
-        if connection._has_events is AWAKE:
-            connection._has_events = False
 
     def _setup_result_proxy(self) -> Any:
         """After the statement. Not in ``after_execute``: whether that is dispatched was decided before."""
@@ -156,8 +161,6 @@ class _Waking:
         if caller is not None:
             sql, parameters = self.statement, self.parameters[0]
             listener, self.statement, self.parameters = caller
-            if not connection._has_events:
-                connection._has_events = AWAKE
             listener.after(connection, self.cursor, sql, parameters, self, False)
         result = super()._setup_result_proxy()  # type: ignore[misc]
         buffer = connection.__dict__.get(ATTRIBUTE)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from sqla_events import Broker, CaptureError, Config, EventFilter, install_crud_hooks
 from sqla_events.capture import quiet
 from sqla_events.capture.buffer import buffer_of
+from sqla_events.capture.listener import Listener
 from sqla_events.signals import Fact
 from tests.capture.conftest import Stage
 from tests.capture.model import Item, Tag, item_tags
@@ -83,10 +84,10 @@ def test_who_only_reads_pays_nothing(stage: Stage) -> None:
         connection.execute(sa.select(Item).join(item_tags)).all()
         connection.execute(sa.select(TAGS).with_for_update()).all()
         assert not connection._has_events
-        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        connection.execute(TAGS.insert(), [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}])
         assert connection._has_events
         connection.commit()
-    assert types(stage) == ["tags.create"]
+    assert types(stage) == ["tags.create"] * 2
 
 
 @pytest.mark.parametrize("names", [(), ("9.",)], ids=["quiet", "on another version"])
@@ -145,6 +146,89 @@ def test_a_listener_of_one_connection(stage: Stage) -> None:
         other.execute(sa.select(TAGS)).all()
         assert seen == ["before_cursor_execute"]
         connection.rollback()
+
+
+def test_what_is_executed_once_is_told_without_events(stage: Stage) -> None:
+    """By its context, and the COMMIT by the dialect. What is executed for several rows is dispatched, and what comes after it."""
+    stage.hook()
+    with quiet.unheard(stage.engine):
+        seen = listen(stage.engine, "before_cursor_execute", "after_cursor_execute", "commit")
+    update = sa.update(TAGS).values(name="b")
+    with stage.engine.connect() as connection:
+        result = connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        assert result.context.statement == str(result.context.compiled)
+        assert result.context.parameters[0] in ({"id": 1, "name": "a"}, (1, "a"))
+        connection.execute(update.where(TAGS.c.id == 1))
+        connection.execute(update)
+        connection.execute(sa.text("SELECT 1")).all()
+        connection.exec_driver_sql("SELECT 1").all()
+        connection.execute(sa.schema.CreateTable(sa.Table("made_here", sa.MetaData(), sa.Column("id", sa.Integer))))
+        assert seen == []
+        connection.execute(sa.delete(TAGS).where(TAGS.c.id == sa.bindparam("key")), [{"key": 1}, {"key": 2}])
+        assert seen == ["before_cursor_execute", "after_cursor_execute"]
+        connection.commit()
+        assert seen.pop() == "commit"
+    with stage.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE made_here"))
+    assert len(seen) == 2
+    assert types(stage) == ["tags.create", "tags.update", "tags.update", "tags.delete"]
+
+
+@pytest.mark.parametrize("fails", ["driver", "capture"])
+def test_a_statement_that_fails_shows_what_the_caller_has_written(stage: Stage, fails: str) -> None:
+    """To who handles the error, too; the Connection goes on."""
+    stage.hook(max_payload_bytes=64)
+    shown: list[tuple[str | None, str]] = []
+
+    def note(told: Any) -> None:
+        shown.append((told.statement, told.execution_context.statement))
+
+    sa.event.listen(stage.engine, "handle_error", note)
+    expected = sa.exc.IntegrityError if fails == "driver" else CaptureError
+    with stage.engine.connect() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        written = str(TAGS.insert().compile(stage.engine))
+        with pytest.raises(expected), connection.begin_nested():
+            connection.execute(TAGS.insert(), {"id": 1, "name": "a"} if fails == "driver" else {"id": 2, "name": "b" * 40})
+        assert shown[0][1] == written
+        assert str(shown[0][0]).startswith(written) or "sqla_events" in str(shown[0][0])
+        connection.execute(TAGS.insert(), {"id": 3, "name": "c"})
+        connection.commit()
+    assert types(stage) == ["tags.create"] * 2
+
+
+def test_who_begins_to_listen_in_the_midst(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is told of a statement that its context has told of already; it is captured once."""
+    stage.hook()
+    seen: list[str] = []
+    before = Listener.before
+
+    def midst(self: Listener, *given: Any) -> Any:
+        if not seen:
+            seen.extend(["listening"])
+            sa.event.listen(stage.engine, "before_cursor_execute", partial(_note, seen, "before_cursor_execute"))
+        return before(self, *given)
+
+    monkeypatch.setattr(Listener, "before", midst)
+    with stage.engine.begin() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        connection.execute(TAGS.insert(), {"id": 2, "name": "a"})
+    assert seen == ["listening", "before_cursor_execute", "before_cursor_execute"]
+    assert types(stage) == ["tags.create"] * 2
+
+
+def test_an_engine_that_is_hooked_before_it_connects(stage: Stage) -> None:
+    """SQLAlchemy asks a new database for this and that; nothing of it is anybody's write."""
+    engine = sa.create_engine(stage.engine.url)
+    stage.hook()
+    broker = Broker(Config(), engine).install()
+    try:
+        with engine.begin() as connection:
+            connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+    finally:
+        broker.uninstall()
+        engine.dispose()
+    assert types(stage) == ["tags.create"]
 
 
 def test_engines_of_options(stage: Stage) -> None:
