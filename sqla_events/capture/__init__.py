@@ -106,7 +106,7 @@ class Capture:
         self._listener.listen()
         self._marks.listen()
         for name in _TRANSACTION:
-            event.listen(self._engine, name, getattr(self, f"_{name}"))
+            event.listen(self._engine, name, getattr(self, f"_on_{name}"))
         for target, name, function in self._around:
             event.listen(target, name, function)
 
@@ -117,7 +117,7 @@ class Capture:
         self._marks.unlisten()
         self._listener.unlisten()
         for name in _TRANSACTION:
-            event.remove(self._engine, name, getattr(self, f"_{name}"))
+            event.remove(self._engine, name, getattr(self, f"_on_{name}"))
         for target, name, function in self._around:
             event.remove(target, name, function)
         declared.unwatch(self)
@@ -132,12 +132,18 @@ class Capture:
 
     # Transactions ------------------------------------------------------------------------------------------------
 
-    def _commit(self, connection: Connection) -> None:
+    def _on_commit(self, connection: Connection) -> None:
+        after = self._commit(connection)
+        if after is not None:
+            commits.after(connection, after)
+
+    def _commit(self, connection: Connection) -> After | None:
+        """Write what waits; returns who is to be told when it is committed."""
         if self._marks.changing:
             self._marks.ended()
         buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
         if buffer is None or buffer.transaction() is not connection._transaction:
-            return
+            return None
         try:
             if buffer.written.lost or buffer.plans:
                 self._refuse_loss(buffer)
@@ -150,30 +156,28 @@ class Capture:
                 connection.dialect.do_rollback(connection.connection)
             buffer.clear()
             raise
-        if buffer.written.counts:
-            after = self._committing(buffer.written)
-            if self._wants_ids:  # who waits for handlers does so when all that the session writes is committed
-                buffer.after = after
-                _committed.set((*_committed.get(), after))
-            else:
-                commits.after(connection, after)
-        if self._wants_ids:
-            buffer.clear()
-        else:
+        after = self._committing(buffer.written) if buffer.written.counts else None
+        if not self._wants_ids:
             del connection.__dict__[ATTRIBUTE]
+            return after
+        buffer.clear()
+        if after is not None:  # who waits for handlers does so when all that the session writes is committed
+            buffer.after = after
+            _committed.set((*_committed.get(), after))
+        return None
 
     def _refuse_loss(self, buffer: Buffer) -> None:
         if buffer.lost:
             raise CaptureError("a write of this transaction has no event, as an earlier error says: it cannot be committed")
 
-    def _prepare_twophase(self, connection: Connection, xid: Any) -> None:
+    def _on_prepare_twophase(self, connection: Connection, xid: Any) -> None:
         self._refuse_loss(buffer_of(connection))
         self._drain(connection, buffer_of(connection))
 
-    def _commit_twophase(self, connection: Connection, xid: Any, is_prepared: bool) -> None:
-        self._commit(connection)
+    def _on_commit_twophase(self, connection: Connection, xid: Any, is_prepared: bool) -> None:
+        self._on_commit(connection)
 
-    def _rollback(self, connection: Connection) -> None:
+    def _on_rollback(self, connection: Connection) -> None:
         if self._marks.changing:
             self._marks.ended()
         buffer = held(connection)
@@ -185,22 +189,22 @@ class Capture:
             _committed.set(tuple(other for other in waiting if other is not failed))
             failed(False)
 
-    def _rollback_twophase(self, connection: Connection, xid: Any, is_prepared: bool) -> None:
-        self._rollback(connection)
+    def _on_rollback_twophase(self, connection: Connection, xid: Any, is_prepared: bool) -> None:
+        self._on_rollback(connection)
 
-    def _savepoint(self, connection: Connection, name: str | None) -> None:
+    def _on_savepoint(self, connection: Connection, name: str | None) -> None:
         buffer = buffer_of(connection)
         self._drain(connection, buffer)
         if name is None:  # SQLAlchemy names it after this, by the next number
             name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]
         buffer.marks[name] = buffer.written.copy()
 
-    def _release_savepoint(self, connection: Connection, name: str, _: Any) -> None:
+    def _on_release_savepoint(self, connection: Connection, name: str, _: Any) -> None:
         """pysqlite's transaction begins with the first write: a savepoint before that is the transaction, and RELEASE its COMMIT."""
         if connection.dialect.name == "sqlite" and (buffer := held(connection)) is not None:
             self._drain(connection, buffer)
 
-    def _rollback_savepoint(self, connection: Connection, name: str, _: Any) -> None:
+    def _on_rollback_savepoint(self, connection: Connection, name: str, _: Any) -> None:
         buffer = buffer_of(connection)
         buffer.rows.clear()
         buffer.plans.clear()
@@ -210,13 +214,13 @@ class Capture:
         """Somebody writes SAVEPOINT or COMMIT, or has written ROLLBACK as text: what is captured must be on the right side of it."""
         buffer = buffer_of(connection)
         if word == "savepoint" and name is not None:
-            self._savepoint(connection, name)
+            self._on_savepoint(connection, name)
         elif word == "rollback_savepoint" and name is not None:
-            self._rollback_savepoint(connection, name, None)
+            self._on_rollback_savepoint(connection, name, None)
         elif word == "rollback":
             buffer.clear()
         elif word == "release_savepoint" and name is not None:
-            self._release_savepoint(connection, name, None)
+            self._on_release_savepoint(connection, name, None)
         else:
             self._drain(connection, buffer)
 

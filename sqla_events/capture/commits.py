@@ -16,7 +16,11 @@ BEFORE = "_sqla_events_before_commit"
 AFTER = "_sqla_events_after_commit"
 
 
-Commit = Callable[[Connection], object]
+Committed = Callable[[bool], object]
+"""Called with True when a COMMIT has gone well."""
+
+Commit = Callable[[Connection], Committed | None]
+"""Called before a COMMIT."""
 
 
 def before(connection: Connection, commit: Commit) -> None:
@@ -24,42 +28,53 @@ def before(connection: Connection, commit: Commit) -> None:
     connection._dbapi_connection.__dict__[BEFORE] = commit, ref(connection)
 
 
-def after(connection: Connection, committed: Callable[[bool], object]) -> None:
-    """Call ``committed(True)`` when the COMMIT that comes now has gone well."""
+def after(connection: Connection, committed: Committed) -> None:
+    """Tell of the COMMIT that comes now, where an event told of it before the dialect did."""
     connection._dbapi_connection.__dict__[AFTER] = committed
 
 
 def watch(dialect: Dialect) -> None:
     """Have a dialect tell, if it does not yet."""
     for name, function in _FUNCTIONS.items():
-        present = getattr(dialect, name)
-        if getattr(present, "func", None) is not function:
-            setattr(dialect, name, partial(function, present))
+        put(dialect, name, function)
 
 
 def unwatch(dialect: Dialect) -> None:
-    """No more; but what somebody else has put on top stays."""
+    """No more."""
     for name, function in _FUNCTIONS.items():
-        present = dialect.__dict__.get(name)
-        if isinstance(present, partial) and present.func is function:
-            del dialect.__dict__[name]
-            if getattr(dialect, name) != present.args[0]:  # somebody had put one of his own there before us
-                setattr(dialect, name, present.args[0])
+        take_off(dialect, name, function)
 
 
-def _do_commit(plain: Callable[[Any], None], proxied: Any) -> None:
-    waiting = getattr(proxied, "__dict__", _NOTHING)
+def put(dialect: Dialect, name: str, function: Callable[..., None]) -> None:
+    """Have a function called in place of a dialect's: its first arguments are that one, and the dialect."""
+    present = getattr(dialect, name)
+    if getattr(present, "func", None) is not function:
+        setattr(dialect, name, partial(function, present, dialect))
+
+
+def take_off(dialect: Dialect, name: str, function: Callable[..., None]) -> None:
+    """No more; but what somebody else has put on top stays."""
+    present = dialect.__dict__.get(name)
+    if isinstance(present, partial) and present.func is function:
+        del dialect.__dict__[name]
+        if getattr(dialect, name) != present.args[0]:  # somebody had put one of his own there before us
+            setattr(dialect, name, present.args[0])
+
+
+def _do_commit(plain: Callable[[Any], None], _: Dialect, proxied: Any) -> None:
+    waiting, committed = getattr(proxied, "__dict__", _NOTHING), None
     if BEFORE in waiting:
         commit, reference = waiting.pop(BEFORE)
         if (connection := reference()) is not None:
-            commit(connection)
-    committed = waiting.pop(AFTER, None)
+            committed = commit(connection)
+    if AFTER in waiting:
+        committed = waiting.pop(AFTER)
     plain(proxied)
     if committed is not None:
         committed(True)
 
 
-def _do_commit_twophase(plain: Callable[..., None], connection: Connection, *given: Any, **named: Any) -> None:
+def _do_commit_twophase(plain: Callable[..., None], _: Dialect, connection: Connection, *given: Any, **named: Any) -> None:
     waiting = getattr(connection._dbapi_connection, "__dict__", _NOTHING)
     committed = waiting.pop(AFTER, None)
     plain(connection, *given, **named)
@@ -70,4 +85,4 @@ def _do_commit_twophase(plain: Callable[..., None], connection: Connection, *giv
 _NOTHING: dict[str, Any] = {}
 """Of a connection that has no proxy of a pool's."""
 
-_FUNCTIONS = {"do_commit": _do_commit, "do_commit_twophase": _do_commit_twophase}
+_FUNCTIONS: dict[str, Callable[..., None]] = {"do_commit": _do_commit, "do_commit_twophase": _do_commit_twophase}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
+from weakref import ref
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -28,6 +29,8 @@ from .plan import Plan, Program, Row, Shape, program, shape_of
 from .preparing import Preparation
 from .rows import deleted, dropped, inserted, inserted_one, matched, updated, whole_rows
 from .select import portions, present_rows, refresh, still_there, went_in
+
+KNOWN = "_sqla_events_known"
 
 PORTION = 1000
 """Rows that are events in Python at the same time."""
@@ -71,6 +74,8 @@ class Listener:
         self._preparing = Preparation(on_gap, cascades, marks, writer, carrier)
         self._targets: ByIdentity[tuple[Shape, TableCodec] | None] = ByIdentity()
         """By statement: what it writes, and the codec of its table; None of one that is not captured."""
+        self._knowledge = object()
+        """A sign on what compiled statements keep."""
         self._listening: list[tuple[Any, str, Any]] = []
 
     def listen(self) -> None:
@@ -102,6 +107,7 @@ class Listener:
     def forget(self) -> None:
         """What statements write is to be found out anew."""
         self._targets = ByIdentity()
+        self._knowledge = object()
 
     # Before ------------------------------------------------------------------------------------------------------
 
@@ -185,23 +191,34 @@ class Listener:
 
     def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
         """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
-        buffer, element = connection.__dict__.get(ATTRIBUTE), context.invoked_statement
+        buffer, compiled = connection.__dict__.get(ATTRIBUTE), context.compiled
         plan: Plan | None = buffer.plan_of(context) if buffer is not None and buffer.plans else None
         if plan is not None:
             return plan
-        target = self._targets.get(element, self._target)
-        if target is None:
+        element = context.invoked_statement
+        known = compiled.__dict__.get(KNOWN)
+        if known is None or known[0] is not self._knowledge or known[1]() is not element:
+            known = self._find_out(element, compiled)
+        if known is None:
             return None
         if buffer is None:
             buffer = buffer_of(connection)
         buffer.begin(connection, self._commit)
-        shape, codec = target
-        told = codec.programs.get(context.compiled, self._program, shape, codec)
+        _, _, shape, codec, told = known
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
         if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
             self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
         buffer.plan(plan, self.executed)
         return plan
+
+    def _find_out(self, element: Any, compiled: Any) -> tuple[Any, ...] | None:
+        """What a compiled statement writes, to be kept with it for its next execution."""
+        target = self._targets.get(element, self._target)
+        if target is None:
+            return None
+        told = target[1].programs.get(compiled, self._program, *target)
+        known = compiled.__dict__[KNOWN] = (self._knowledge, ref(element), *target, told)
+        return known
 
     def _program(self, compiled: Any, shape: Shape, codec: TableCodec) -> Program:
         told = program(compiled, shape, codec)

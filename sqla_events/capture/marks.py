@@ -12,17 +12,13 @@ from sqlalchemy.engine import Connection, Engine
 
 from .. import context, encoding
 from ..schema import Names
-from . import commits
 from .buffer import buffer_of, wake
 from .plan import Plan
-from .quiet import watch
 
 PREFIX = "sqla_events_"
 
 TOLD = ("user_id", "session_id", "instance_id", "metadata", "types")
 """What capture tells triggers about who is writing: settings of PostgreSQL, columns of SQLite's guard."""
-
-_LOOKED = "sqla_events_triggers"
 
 _LOOK = {
     "postgresql": "SELECT c.relname FROM pg_catalog.pg_trigger AS t JOIN pg_catalog.pg_class AS c ON c.oid = t.tgrelid "
@@ -54,7 +50,6 @@ class Marks:
         self._guard = names.qualified(names.guard)
         self._sqlite = engine.dialect.name == "sqlite"
         self._instance_id = instance_id
-        self._contexts: Any = None
         self.changing = 0
         """Whether every write has to look for triggers before it."""
         self.known: frozenset[str] = frozenset()
@@ -62,22 +57,21 @@ class Marks:
 
     def listen(self) -> None:
         """Hook in."""
-        event.listen(self._engine, "checkout", self._checkout)
+        self.changing = 1  # of connections that are there already, the first that writes looks
+        event.listen(self._engine, "connect", self._connect)
 
     def unlisten(self) -> None:
         """Unhook."""
-        event.remove(self._engine, "checkout", self._checkout)
+        event.remove(self._engine, "connect", self._connect)
 
-    def _checkout(self, dbapi_connection: Any, record: Any, _: Any) -> None:
-        """A connection that is new to us: look which tables have triggers."""
-        if record.info.get(_LOOKED) is not self:
-            record.info[_LOOKED] = self
+    def _connect(self, dbapi_connection: Any, record: Any) -> None:
+        """A new connection: look which tables have triggers, or where it cannot do that yet, before a write."""
+        try:
             self.known = look(dbapi_connection.cursor(), self._engine.dialect.name)
-            if not self._sqlite:
-                dbapi_connection.rollback()
-        if self._engine.dialect.execution_ctx_cls is not self._contexts:  # somebody has put a class of his own there
-            self._contexts = watch(self._engine.dialect)
-            commits.watch(self._engine.dialect)
+        except self._engine.dialect.loaded_dbapi.Error:
+            self.changing = max(self.changing, 1)
+        if not self._sqlite:
+            dbapi_connection.rollback()
 
     def noticed(self, connection: Connection, sql: str) -> None:
         """Text is executed: it may make or drop triggers. Then every write looks until a transaction ends, and one after."""

@@ -17,7 +17,7 @@ everything. So does each engine on a version of SQLAlchemy of which the tests ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
@@ -25,9 +25,11 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.engine.base import OptionEngine, RootTransaction
+from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from .buffer import ATTRIBUTE, wake
+from .commits import put, take_off
 
 TESTED = ("2.0.", "2.1.")
 """Versions of SQLAlchemy: see tests/capture/test_quiet.py."""
@@ -57,19 +59,27 @@ def unheard(engine: Engine) -> Iterator[None]:
         engine.__dict__.pop("_has_events", None)
 
 
-def watch(dialect: Dialect) -> Any:
-    """Have the statements of a dialect wake their Connections, if they do not yet: by their class, which is returned."""
+def watch(dialect: Dialect) -> None:
+    """Have the statements of a dialect wake their Connections, if they do not yet."""
     contexts: Any = dialect.execution_ctx_cls
     if not issubclass(contexts, _Waking) and possible():
-        contexts = dialect.execution_ctx_cls = _waking(contexts)
-    return contexts
+        dialect.execution_ctx_cls = _waking(contexts)
+        put(dialect, "do_begin", _do_begin)
 
 
 def unwatch(dialect: Dialect) -> None:
     """No more; but what somebody else has made of our class stays."""
+    take_off(dialect, "do_begin", _do_begin)
     plain = dialect.execution_ctx_cls.__dict__.get("sqla_events_plain")
     if plain is not None:
         dialect.execution_ctx_cls = plain
+
+
+def _do_begin(plain: Callable[[Any], None], dialect: Dialect, proxied: Any) -> None:
+    """A transaction begins: somebody may have put a class of his own in the place of ours."""
+    if not issubclass(dialect.execution_ctx_cls, _Waking):
+        watch(dialect)
+    plain(proxied)
 
 
 LISTENERS = "_sqla_events_listeners"
@@ -127,8 +137,12 @@ class _Waking:
     sqla_events_caller: tuple[Listens, str, Any] | None = None
     """Who is told of the statement, and what the caller has written, with its parameters."""
 
+    sqla_events_prepares = True
+    """Whether the dialect does something of its own before a statement."""
+
     def pre_exec(self) -> None:
-        super().pre_exec()  # type: ignore[misc]
+        if self.sqla_events_prepares:
+            super().pre_exec()  # type: ignore[misc]
         statement = self.statement
         if statement.startswith("SELECT") and self.compiled is not None and not self.is_text and ";" not in statement:
             return  # what stands behind a semicolon may write
@@ -174,4 +188,5 @@ EXECUTE = ExecuteStyle.EXECUTE
 
 @cache
 def _waking(plain: type) -> Any:
-    return type(plain.__name__, (_Waking, plain), {"sqla_events_plain": plain})
+    prepares = plain.pre_exec is not DefaultExecutionContext.pre_exec  # type: ignore[attr-defined]
+    return type(plain.__name__, (_Waking, plain), {"sqla_events_plain": plain, "sqla_events_prepares": prepares})
