@@ -142,8 +142,8 @@ class Capture:
         if self._marks.changing:
             self._marks.ended()
         buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
-        if buffer is None or buffer.transaction() is not connection._transaction:
-            return None
+        if buffer is None or not buffer.is_of(connection._transaction):
+            return None  # what commits is nothing, or the pool's
         try:
             if buffer.written.lost or buffer.plans:
                 self._refuse_loss(buffer)

@@ -108,6 +108,10 @@ class Buffer(msgspec.Struct, eq=False):
         self.marks.clear()
         self.guarded = self.told = self.checked = False
 
+    def is_of(self, transaction: Any) -> bool:
+        """Whether it is of this transaction."""
+        return transaction is not None and self.transaction() is transaction
+
     def renew(self, connection: Connection) -> None:
         """What is in here is of an earlier transaction. Nobody tells of a ROLLBACK where nothing is dispatched."""
         self.clear()
@@ -120,7 +124,7 @@ class Buffer(msgspec.Struct, eq=False):
         :param commit: is to be called before its COMMIT.
         :raises CaptureError: if every statement commits by itself: the event could be lost or lie.
         """
-        if self.transaction() is not connection._transaction:
+        if self.transaction() is not connection._transaction:  # a statement is in one
             self.renew(connection)
         if self.checked:
             return
@@ -153,6 +157,6 @@ def buffer_of(connection: Connection) -> Buffer:
     transaction = connection._transaction
     if buffer is None:
         buffer = connection.__dict__[ATTRIBUTE] = Buffer(transaction=_none if transaction is None else ref(transaction))
-    elif buffer.transaction() is not transaction:
+    elif not buffer.is_of(transaction):
         buffer.renew(connection)
     return buffer

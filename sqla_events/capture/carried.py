@@ -25,8 +25,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import compress, count, repeat
-from operator import is_not
+from itertools import compress, count
 from typing import Any
 
 import msgspec
@@ -92,16 +91,18 @@ class Carrier:
             plan.foretold = rows
             return sql, parameters
         plan.carry = Carried(event, sql, parameters)
-        head = event[4]
-        types = event[3] if event[3] is plan.codec.usual_types else None
-        values = (event[0], event[1] if number is None else None, event[2], None if types else event[3], *head.about)
-        there = tuple(map(is_not, values, repeat(None)))
-        given = [*compress(values, there)]
+        new_id, key, payload, types, head = event
+        has_key, usual = key is not None and number is None, types is plan.codec.usual_types
+        given = [new_id, key, payload] if has_key else [new_id, payload]
+        if not usual:
+            given.append(types)
+        given += head.said
         if number is not None:
             given.append(str(number))
         numbered = context.dialect.paramstyle == "numeric_dollar"
         first = len(parameters) + 1 if numbered else 0
-        sql = _with_event(sql, self._catalog.log, head.fixed, types, there, first, number is not None)
+        there = (True, has_key, True, not usual, *head.says)
+        sql = _with_event(sql, self._catalog.log, head.fixed, types if usual else None, there, first, number is not None)
         return sql, (*parameters, *given) if numbered else {**parameters, **dict(zip(_PLACES, given, strict=False))}
 
     def _may(self, connection: Connection, plan: Plan, parameters: Any, context: Any) -> bool:

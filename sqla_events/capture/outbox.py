@@ -69,7 +69,10 @@ class Head:
     def __init__(self, values: tuple[Any, ...]) -> None:
         self.values = values
         self.type: str = values[1]
-        self.about = values[ABOUT]
+        about = values[ABOUT]
+        self.said = [value for value in about if value is not None]
+        self.says = tuple(value is not None for value in about)
+        """Which of them are there."""
         self.fixed = values[: ABOUT.start] + values[ABOUT.stop :]
 
     @cached_property

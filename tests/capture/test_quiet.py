@@ -16,7 +16,7 @@ from sqla_events import Broker, CaptureError, Config, EventFilter, install_crud_
 from sqla_events.capture import quiet
 from sqla_events.capture.buffer import buffer_of
 from sqla_events.capture.listener import Listener
-from sqla_events.signals import Fact
+from sqla_events.signals import Fact, Published
 from tests.capture.conftest import Stage
 from tests.capture.model import Item, Tag, item_tags
 
@@ -228,6 +228,102 @@ def test_an_engine_that_is_hooked_before_it_connects(stage: Stage) -> None:
     finally:
         broker.uninstall()
         engine.dispose()
+    assert types(stage) == ["tags.create"]
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_what_was_rolled_back_is_nobody_elses(stage: Stage, carry: bool) -> None:
+    """Nobody tells of a ROLLBACK, whatever the same Connection does next."""
+    stage.hook(carry=carry)
+    other = sa.Table("other", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    other.create(stage.engine)
+    rows = [{"id": 7}, {"id": 8}]
+
+    def nothing(connection: Connection) -> None:
+        connection.execute(sa.select(TAGS)).all()
+
+    following: list[Callable[[Connection], object]] = [
+        nothing,
+        lambda connection: connection.exec_driver_sql("SELECT 1").all(),
+        lambda connection: connection.execute(other.insert(), rows),
+        lambda connection: connection.execute(other.delete()),
+        lambda connection: connection.begin_nested().commit(),
+        lambda connection: connection.begin_nested().rollback(),
+        lambda connection: connection.execute(TAGS.insert(), {"id": 2, "name": "b"}),
+        lambda connection: connection.execute(TAGS.insert(), [{"id": 3, "name": "b"}, {"id": 4, "name": "b"}]),
+    ]
+    with stage.engine.connect() as connection:
+        for follows in following:
+            connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+            connection.rollback()
+            follows(connection)
+            connection.commit()
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        connection.invalidate()
+        connection.rollback()
+        connection.execute(TAGS.delete().where(TAGS.c.id == 2))
+        connection.commit()
+    assert [(event.type, event.key) for event in stage.events() if event.entity == "tags"] == [
+        *(("public.tags.create", key) for key in "234"),
+        ("public.tags.delete", "2"),
+    ]
+
+
+def test_a_pool_that_commits_what_comes_back(stage: Stage) -> None:
+    """After a ROLLBACK, too: it commits nothing of ours."""
+    stage.hook()  # for its log
+    engine = sa.create_engine(stage.engine.url, pool_reset_on_return="commit")
+    broker = Broker(Config(), engine).install()
+    try:
+        for _ in range(2):
+            with engine.connect() as connection:
+                connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+    finally:
+        broker.uninstall()
+        engine.dispose()
+    assert types(stage) == []
+
+
+def test_a_commit_that_fails_is_not_told(stage: Stage) -> None:
+    """Neither is a rollback; and one that has gone well is told at once."""
+    parents = sa.Table("heads_", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    children = sa.Table(
+        "tails_", parents.metadata, sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("parent", sa.ForeignKey("heads_.id", deferrable=True, initially="DEFERRED")),
+    )  # fmt: skip
+    if stage.engine.dialect.name == "sqlite":
+        sa.event.listen(stage.engine, "connect", lambda raw, _: raw.execute("PRAGMA foreign_keys = ON"))
+        stage.engine.dispose()
+    parents.metadata.create_all(stage.engine)
+    broker = stage.hook()
+    told: list[Any] = []
+    broker.signals.subscribe(told.append, Published)
+    with stage.engine.connect() as connection:
+        connection.execute(children.insert(), {"id": 1, "parent": 1})
+        with pytest.raises(sa.exc.IntegrityError):
+            connection.commit()
+        connection.rollback()
+        connection.execute(parents.insert(), {"id": 1})
+        connection.rollback()
+        assert told == []
+        connection.execute(parents.insert(), {"id": 1})
+        connection.execute(children.insert(), {"id": 1, "parent": 1})
+        connection.commit()
+        assert [fact.type for fact in told] == ["public.heads_.create", "public.tails_.create"]
+    assert [event.type for event in stage.events()] == [fact.type for fact in told]
+
+
+def test_who_begins_to_listen_to_commits_in_the_midst(stage: Stage) -> None:
+    """Is told; and what commits is told once."""
+    broker = stage.hook()
+    told: list[Any] = []
+    broker.signals.subscribe(told.append, Published)
+    with stage.engine.connect() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        seen = listen(stage.engine, "commit")
+        connection.commit()
+        assert len(told) == 1
+    assert seen == ["commit"]
     assert types(stage) == ["tags.create"]
 
 
