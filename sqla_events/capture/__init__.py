@@ -140,10 +140,10 @@ class Capture:
     def _commit(self, connection: Connection) -> After | None:
         """Write what waits; returns who is to be told when it is committed."""
         if self._marks.changing:
-            self._marks.ended()
+            self._marks.ended(connection)
         buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
-        if buffer is None or not buffer.is_of(connection._transaction):
-            return None  # what commits is nothing, or the pool's
+        if buffer is None or buffer.proxied is not connection._dbapi_connection:
+            return None
         try:
             if buffer.written.lost or buffer.plans:
                 self._refuse_loss(buffer)
@@ -179,7 +179,7 @@ class Capture:
 
     def _on_rollback(self, connection: Connection) -> None:
         if self._marks.changing:
-            self._marks.ended()
+            self._marks.ended(connection)
         buffer = held(connection)
         if buffer is None:
             return

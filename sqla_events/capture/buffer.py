@@ -66,7 +66,9 @@ class Buffer(msgspec.Struct, eq=False):
     states: dict[Any, Any] = {}
     """What the session knows of rows that are about to be written, by table and key: ORM states."""
     transaction: Any = _none
-    """What tells the transaction that they are of, as long as it lives."""
+    """What tells the transaction that these are of, as long as it lives."""
+    proxied: Any = None
+    """The proxy of the driver's connection whose transaction all of this is of: a Connection has another one when its own was lost."""
     written: Written = msgspec.field(default_factory=Written)
     marks: dict[str, Written] = {}
     """What was written when a savepoint was made."""
@@ -108,15 +110,18 @@ class Buffer(msgspec.Struct, eq=False):
         self.marks.clear()
         self.guarded = self.told = self.checked = False
 
-    def is_of(self, transaction: Any) -> bool:
-        """Whether it is of this transaction."""
-        return transaction is not None and self.transaction() is transaction
-
     def renew(self, connection: Connection) -> None:
-        """What is in here is of an earlier transaction. Nobody tells of a ROLLBACK where nothing is dispatched."""
+        """What is in here was lost with the driver's connection."""
         self.clear()
-        transaction = connection.get_transaction()
-        self.transaction = _none if transaction is None else ref(transaction)
+        self.proxied = connection._dbapi_connection
+
+    def states_of(self, connection: Connection) -> dict[Any, Any]:
+        """What is remembered in this transaction. Nobody tells when one ends that has written nothing."""
+        transaction = connection._transaction
+        if self.transaction() is not transaction:
+            self.states.clear()
+            self.transaction = _none if transaction is None else ref(transaction)
+        return self.states
 
     def begin(self, connection: Connection, commit: commits.Commit) -> None:
         """A transaction is about to write: what its first write needs.
@@ -124,8 +129,10 @@ class Buffer(msgspec.Struct, eq=False):
         :param commit: is to be called before its COMMIT.
         :raises CaptureError: if every statement commits by itself: the event could be lost or lie.
         """
-        if self.transaction() is not connection._transaction:  # a statement is in one
+        if self.proxied is not connection._dbapi_connection:
             self.renew(connection)
+        if self.states and self.transaction() is not connection._transaction:
+            self.states_of(connection)
         if self.checked:
             return
         level = connection.get_execution_options().get("isolation_level") or getattr(
@@ -137,7 +144,7 @@ class Buffer(msgspec.Struct, eq=False):
                 "write in a transaction, or exclude the table from capture"
             )
         self.checked = True
-        commits.before(connection, commit)
+        commits.before(connection, commit, self)
 
 
 def wake(connection: Connection) -> None:
@@ -154,9 +161,8 @@ def held(connection: Connection) -> Buffer | None:
 def buffer_of(connection: Connection) -> Buffer:
     """The buffer of a connection's transaction, made on first use."""
     buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
-    transaction = connection._transaction
     if buffer is None:
-        buffer = connection.__dict__[ATTRIBUTE] = Buffer(transaction=_none if transaction is None else ref(transaction))
-    elif not buffer.is_of(transaction):
+        buffer = connection.__dict__[ATTRIBUTE] = Buffer(proxied=connection._dbapi_connection)
+    elif buffer.proxied is not connection._dbapi_connection:
         buffer.renew(connection)
     return buffer

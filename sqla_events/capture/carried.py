@@ -93,7 +93,7 @@ class Carrier:
         plan.carry = Carried(event, sql, parameters)
         new_id, key, payload, types, head = event
         has_key, usual = key is not None and number is None, types is plan.codec.usual_types
-        given = [new_id, key, payload] if has_key else [new_id, payload]
+        given: list[Any] = [new_id, key, payload] if has_key else [new_id, payload]
         if not usual:
             given.append(types)
         given += head.said

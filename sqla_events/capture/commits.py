@@ -1,20 +1,29 @@
-"""Who is told of a COMMIT where no event tells of it, and who that it went well, which no event of SQLAlchemy's tells at all.
+"""Who is told of a COMMIT or ROLLBACK where no event tells of it, and that a COMMIT went well, which no event of SQLAlchemy's tells.
 
-Both by the dialect: it is what commits. What waits is kept by the proxy of the driver's connection, so that it ends with it.
+By the dialect: it is what commits and rolls back, also for a pool that takes a connection back. What waits is kept by the proxy
+of the driver's connection, so that it ends with it; two Connections may share one (SingletonThreadPool), and its transaction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 from weakref import ref
 
 from sqlalchemy.engine import Connection, Dialect
 
-BEFORE = "_sqla_events_before_commit"
-AFTER = "_sqla_events_after_commit"
+from ..errors import CaptureError
 
+WRITTEN = "_sqla_events_written"
+"""Of a proxy: what is to be done before its COMMIT, or after its ROLLBACK."""
+AFTER = "_sqla_events_after_commit"
+"""Who is to be told when it has gone well."""
+MISSED = "_sqla_events_missed"
+"""Its transaction may have statements that nobody has seen."""
+
+CONTEXTS = "_sqla_events_contexts"
+"""Of a dialect: the class that those of its executions have to be of."""
 
 Committed = Callable[[bool], object]
 """Called with True when a COMMIT has gone well."""
@@ -23,14 +32,28 @@ Commit = Callable[[Connection], Committed | None]
 """Called before a COMMIT."""
 
 
-def before(connection: Connection, commit: Commit) -> None:
-    """Call ``commit`` before the transaction commits, whether an event tells of it as well or not."""
-    connection._dbapi_connection.__dict__[BEFORE] = commit, ref(connection)
+class Clears(Protocol):
+    """What belongs to a transaction."""
+
+    def clear(self) -> None:
+        """It is rolled back."""
+
+
+def before(connection: Connection, commit: Commit, buffer: Clears) -> None:
+    """Call ``commit`` before the transaction commits, whether an event tells of it as well or not; or clear what it has."""
+    waiting = connection._dbapi_connection.__dict__
+    if WRITTEN in waiting:
+        waiting[WRITTEN].append((buffer, commit, ref(connection)))
+    else:
+        waiting[WRITTEN] = [(buffer, commit, ref(connection))]
 
 
 def after(connection: Connection, committed: Committed) -> None:
     """Tell of the COMMIT that comes now, where an event told of it before the dialect did."""
-    connection._dbapi_connection.__dict__[AFTER] = committed
+    connection._dbapi_connection.__dict__.setdefault(AFTER, []).append(committed)
+
+
+# The dialect's functions --------------------------------------------------------------------------------------------
 
 
 def watch(dialect: Dialect) -> None:
@@ -46,10 +69,12 @@ def unwatch(dialect: Dialect) -> None:
 
 
 def put(dialect: Dialect, name: str, function: Callable[..., None]) -> None:
-    """Have a function called in place of a dialect's: its first arguments are that one, and the dialect."""
-    present = getattr(dialect, name)
+    """Have a function called in place of a dialect's: its first arguments are the dialect, and that one, if it has one of its own;
+    None stands for its class's.
+    """
+    present = dialect.__dict__.get(name)
     if getattr(present, "func", None) is not function:
-        setattr(dialect, name, partial(function, present, dialect))
+        setattr(dialect, name, partial(function, dialect, present))
 
 
 def take_off(dialect: Dialect, name: str, function: Callable[..., None]) -> None:
@@ -57,32 +82,74 @@ def take_off(dialect: Dialect, name: str, function: Callable[..., None]) -> None
     present = dialect.__dict__.get(name)
     if isinstance(present, partial) and present.func is function:
         del dialect.__dict__[name]
-        if getattr(dialect, name) != present.args[0]:  # somebody had put one of his own there before us
-            setattr(dialect, name, present.args[0])
+        if present.args[1] is not None:
+            setattr(dialect, name, present.args[1])
 
 
-def _do_commit(plain: Callable[[Any], None], _: Dialect, proxied: Any) -> None:
-    waiting, committed = getattr(proxied, "__dict__", _NOTHING), None
-    if BEFORE in waiting:
-        commit, reference = waiting.pop(BEFORE)
-        if (connection := reference()) is not None:
-            committed = commit(connection)
+def do_commit(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: Any) -> None:
+    """A COMMIT, by a Connection or by the pool.
+
+    :raises CaptureError: if what the transaction has written cannot be told: it is rolled back.
+    """
+    waiting = getattr(proxied, "__dict__", _NOTHING)
+    if MISSED in waiting or not issubclass(dialect.execution_ctx_cls, getattr(dialect, CONTEXTS, object)):
+        _refuse(dialect, proxied)
+    told: list[Committed] = []
+    if WRITTEN in waiting:
+        for _, commit, reference in waiting[WRITTEN]:
+            connection = reference()
+            if connection is not None and (committed := commit(connection)) is not None:
+                told.append(committed)
+        del waiting[WRITTEN]
     if AFTER in waiting:
-        committed = waiting.pop(AFTER)
-    plain(proxied)
-    if committed is not None:
+        told += waiting.pop(AFTER)
+    try:
+        type(dialect).do_commit(dialect, proxied) if plain is None else plain(proxied)
+    except BaseException as error:
+        if told and (dialect.name == "sqlite" or not isinstance(error, dialect.loaded_dbapi.Error)):
+            waiting[AFTER] = told  # the driver's transaction goes on: the database was locked, or it was not the driver who failed
+        raise
+    for committed in told:
         committed(True)
 
 
-def _do_commit_twophase(plain: Callable[..., None], _: Dialect, connection: Connection, *given: Any, **named: Any) -> None:
-    waiting = getattr(connection._dbapi_connection, "__dict__", _NOTHING)
-    committed = waiting.pop(AFTER, None)
-    plain(connection, *given, **named)
-    if committed is not None:
+def _do_rollback(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: Any) -> None:
+    try:
+        type(dialect).do_rollback(dialect, proxied) if plain is None else plain(proxied)
+    finally:
+        waiting = getattr(proxied, "__dict__", _NOTHING)
+        if waiting:
+            for buffer, _, _ in waiting.pop(WRITTEN, ()):
+                buffer.clear()
+            waiting.pop(AFTER, None)
+            waiting.pop(MISSED, None)
+
+
+def _do_commit_twophase(
+    dialect: Dialect, plain: Callable[..., None] | None, connection: Connection, *given: Any, **named: Any
+) -> None:
+    told = getattr(connection._dbapi_connection, "__dict__", _NOTHING).pop(AFTER, ())
+    if plain is None:
+        type(dialect).do_commit_twophase(dialect, connection, *given, **named)
+    else:
+        plain(connection, *given, **named)
+    for committed in told:
         committed(True)
+
+
+def _refuse(dialect: Dialect, proxied: Any) -> None:
+    dialect.do_rollback(proxied)
+    raise CaptureError(
+        f"somebody has set execution_ctx_cls of the {dialect.name} dialect while its engine is captured: this transaction may have "
+        "writes that have no event, and is rolled back; set it before install_crud_hooks()"
+    )
 
 
 _NOTHING: dict[str, Any] = {}
 """Of a connection that has no proxy of a pool's."""
 
-_FUNCTIONS: dict[str, Callable[..., None]] = {"do_commit": _do_commit, "do_commit_twophase": _do_commit_twophase}
+_FUNCTIONS: dict[str, Callable[..., None]] = {
+    "do_commit": do_commit,
+    "do_rollback": _do_rollback,
+    "do_commit_twophase": _do_commit_twophase,
+}

@@ -45,7 +45,7 @@ def _listen_to_mappers() -> None:
 def _remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
     """An object is about to be updated or deleted."""
     if connection.dialect in _captured and state.key is not None:
-        states = buffer_of(connection).states
+        states = buffer_of(connection).states_of(connection)
         if len(states) > MAX_STATES:
             states.clear()
         for table in mapper.tables:

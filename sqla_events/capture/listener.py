@@ -149,6 +149,8 @@ class Listener:
 
     def _before_other(self, connection: Connection, sql: str, context: Any) -> str:
         """What is no INSERT, UPDATE or DELETE of SQLAlchemy's may write all the same."""
+        if context is not None and context.isddl:
+            self._marks.noticed(connection, sql)
         if quiet.told(context) and context.compiled is not None and (word := _SAVEPOINTS.get(type(context.compiled.statement))):
             self._on_text(connection, word, context.compiled.statement.ident)
         if context is not None and getattr(context.compiled, "ctes", None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from typing import Any
+from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -50,6 +51,8 @@ class Marks:
         self._guard = names.qualified(names.guard)
         self._sqlite = engine.dialect.name == "sqlite"
         self._instance_id = instance_id
+        self._making: WeakSet[Any] = WeakSet()
+        """Transactions that may have made or dropped triggers."""
         self.changing = 0
         """Whether every write has to look for triggers before it."""
         self.known: frozenset[str] = frozenset()
@@ -70,18 +73,19 @@ class Marks:
             self.known = look(dbapi_connection.cursor(), self._engine.dialect.name)
         except self._engine.dialect.loaded_dbapi.Error:
             self.changing = max(self.changing, 1)
-        if not self._sqlite:
-            dbapi_connection.rollback()
+        dbapi_connection.rollback()
 
     def noticed(self, connection: Connection, sql: str) -> None:
-        """Text is executed: it may make or drop triggers. Then every write looks until a transaction ends, and one after."""
+        """Text or DDL is executed: it may make or drop triggers. Then every write looks until its transaction ends, and one after."""
         if PREFIX in sql and "TRIGGER" in sql:
+            self._making.add(connection.get_transaction())
             self.changing = 2
             wake(connection)
 
-    def ended(self) -> None:
+    def ended(self, connection: Connection) -> None:
         """A transaction is over."""
-        if self.changing == 2:
+        self._making.discard(connection.get_transaction())
+        if self.changing == 2 and not self._making:
             self.changing = 1
 
     def look_again(self, connection: Connection) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,11 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 from sqla_events import Broker, CaptureError, Config, EventFilter, install_crud_hooks
+from sqla_events.alembic import upgrade
 from sqla_events.capture import quiet
 from sqla_events.capture.buffer import buffer_of
 from sqla_events.capture.listener import Listener
+from sqla_events.schema import Tables
 from sqla_events.signals import Fact, Published
 from tests.capture.conftest import Stage
 from tests.capture.model import Item, Tag, item_tags
@@ -523,14 +526,155 @@ def test_a_statement_that_was_prepared_before_the_hooks_came(stage: Stage) -> No
     assert seen
 
 
-def test_a_class_of_contexts_that_comes_later(stage: Stage) -> None:
-    """Does not switch capture off."""
+@pytest.mark.parametrize("begin", [Engine.begin, Engine.connect])
+def test_a_class_of_contexts_that_comes_later(stage: Stage, begin: Callable[[Engine], Any]) -> None:
+    """Does not switch capture off: the transaction that begins with it is refused, as it may have begun with a write."""
     plain = stage.engine.dialect.execution_ctx_cls
     stage.hook()
     stage.engine.dialect.execution_ctx_cls = type("Other", (plain,), {})
+    with pytest.raises(CaptureError, match="execution_ctx_cls"), begin(stage.engine) as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        connection.commit()
+    with stage.engine.connect() as connection:
+        connection.execute(TAGS.insert(), {"id": 2, "name": "a"})
+        connection.commit()
+        connection.execute(TAGS.insert(), {"id": 3, "name": "a"})
+        ours = stage.engine.dialect.execution_ctx_cls
+        stage.engine.dialect.execution_ctx_cls = type("Other", (plain,), {})
+        connection.execute(TAGS.insert(), {"id": 4, "name": "a"})
+        with pytest.raises(CaptureError, match="execution_ctx_cls"):
+            connection.commit()
+    stage.engine.dialect.execution_ctx_cls = ours
+    assert types(stage) == ["tags.create"]
+
+
+@pytest.mark.parametrize("where", ["dialect", "class"])
+def test_a_way_to_commit_that_comes_later(stage: Stage, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Is called, and takes no event with it."""
+    dialect = stage.engine.dialect
+    plain = type(dialect).do_commit
+    stage.hook()
+    called: list[Any] = []
+
+    def commit(*given: Any) -> None:
+        called.append(given)
+        plain(dialect, given[-1])
+
+    monkeypatch.setattr(dialect if where == "dialect" else type(dialect), "do_commit", commit)
+    for key in (1, 2):
+        with stage.engine.begin() as connection:
+            connection.execute(TAGS.insert(), {"id": key, "name": "a"})
+    assert len(called) == 2
+    assert types(stage) == ["tags.create"] * 2
+
+
+@pytest.mark.parametrize("who", ["listener", "dialect"])
+def test_a_commit_that_is_disturbed(stage: Stage, who: str) -> None:
+    """SQLAlchemy sends no ROLLBACK then: the driver's transaction goes on, and what it has written commits with what comes next."""
+    dialect = stage.engine.dialect
+    disturbs = [True]
+
+    def disturb(*given: Any) -> None:
+        if disturbs:
+            disturbs.clear()
+            raise ZeroDivisionError
+
+    if who == "listener":
+        sa.event.listen(stage.engine, "commit", disturb)
+    broker = stage.hook(carry=False)
+    told: list[Any] = []
+    broker.signals.subscribe(told.append, Published)
+    ours = dialect.do_commit
+    if who == "dialect":
+        dialect.do_commit = lambda proxied: (disturb(), ours(proxied))  # type: ignore[method-assign]
+    with stage.engine.connect() as connection:
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        with pytest.raises(ZeroDivisionError):
+            connection.commit()
+        connection.rollback()
+        connection.execute(TAGS.insert(), {"id": 2, "name": "a"})
+        connection.commit()
+    assert len(stage.check()) == sum(fact.count for fact in told) == 2
+    dialect.do_commit = ours  # type: ignore[method-assign]
+
+
+def test_connections_that_share_a_driver_connection(tmp_path: Any) -> None:
+    """Share its transaction: what one of them has lost, none commits; each is told."""
+    engine = sa.create_engine("sqlite://", poolclass=sa.pool.SingletonThreadPool)
+    events = Tables().events
+    upgrade(f"sqlite:///{tmp_path}/log.db")
+    with engine.connect() as connection, closing(sqlite3.connect(tmp_path / "log.db")) as log:
+        log.backup(connection.connection.driver_connection)  # type: ignore[arg-type]
+    TAGS.create(engine)
+    broker = Broker(Config.load({"capture": {"max_payload_bytes": 64}}), engine).install()
+    told: list[Any] = []
+    broker.signals.subscribe(told.append, Published)
+    try:
+        with engine.connect() as one, engine.connect() as other:
+            one.execute(TAGS.insert(), {"id": 1, "name": "a"})
+            other.execute(TAGS.insert(), {"id": 2, "name": "a"})
+            other.commit()
+            one.commit()
+            assert len(told) == 2
+            one.execute(TAGS.insert(), {"id": 3, "name": "a"})
+            with pytest.raises(CaptureError, match="max_payload_bytes"):
+                one.execute(TAGS.insert(), {"id": 4, "name": "b" * 40})
+            other.execute(TAGS.insert(), {"id": 5, "name": "a"})
+            with pytest.raises(CaptureError, match="cannot be committed"):
+                one.commit()
+            other.commit()
+        with engine.connect() as connection:
+            assert connection.scalars(sa.select(events.c.key)).all() == ["1", "2"]
+            assert connection.scalars(sa.select(TAGS.c.id)).all() == [1, 2]
+    finally:
+        broker.uninstall()
+        engine.dispose()
+
+
+def test_a_commit_for_which_sqlite_is_locked(tmp_path: Any) -> None:
+    """The driver's transaction goes on; all of it is told when it commits."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/locked.db", connect_args={"timeout": 0})
+    upgrade(engine.url.render_as_string(hide_password=False))
+    TAGS.create(engine)
+    broker = install_crud_hooks(engine, {})
+    told: list[Any] = []
+    broker.signals.subscribe(told.append, Published)
+    try:
+        with engine.connect() as connection, engine.connect() as reader:
+            connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+            reads = reader.exec_driver_sql("SELECT * FROM tags, sqlite_master")
+            reader.exec_driver_sql("BEGIN")
+            reader.exec_driver_sql("SELECT * FROM tags").all()
+            with pytest.raises(sa.exc.OperationalError, match="locked"):
+                connection.commit()
+            assert told == []
+            reads.close()
+            reader.rollback()
+            connection.rollback()
+            connection.execute(TAGS.insert(), {"id": 2, "name": "a"})
+            connection.commit()
+        assert len(broker.list(EventFilter(limit=10))) == len(told) == 2
+    finally:
+        broker.uninstall()
+        engine.dispose()
+
+
+def test_a_listener_of_commits_that_writes(stage: Stage) -> None:
+    """Whether it came before the hooks or after them: it is an event, and told."""
+    stage.hook()
+    stage.broker.uninstall() if stage.broker else None
+
+    def write(key: int, connection: Connection) -> None:
+        connection.execute(TAGS.insert(), {"id": key, "name": "a"})
+
+    sa.event.listen(stage.engine, "commit", partial(write, 2))
+    broker = stage.hook()
+    sa.event.listen(stage.engine, "commit", partial(write, 3))
+    told: list[Any] = []
+    broker.signals.subscribe(told.append, Published)
     with stage.engine.begin() as connection:
         connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
-    assert types(stage) == ["tags.create"]
+    assert sum(fact.count for fact in told) == len(stage.check()) == 3
 
 
 @pytest.mark.parametrize("element", [sa.select(sa.text("1; DELETE FROM tags")), sa.DDL("SELECT 1; DELETE FROM tags")])

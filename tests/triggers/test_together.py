@@ -103,6 +103,37 @@ def test_triggers_made_and_dropped_while_hooks_are_on(stage: Stage) -> None:
         assert "event_guard" not in sa.inspect(stage.engine).get_table_names()
 
 
+def test_triggers_made_by_ddl_of_the_metadata(stage: Stage) -> None:
+    """As after_create listeners execute it."""
+    stage.hook()
+    statements = triggers.sql(Tag.__table__, stage.engine.dialect)
+    with stage.engine.begin() as connection:
+        for statement in statements:
+            connection.execute(sa.DDL(statement.replace("%", "%%")))
+        connection.execute(sa.insert(Tag), {"id": 1, "name": "a"})
+    with stage.engine.begin() as connection:
+        connection.execute(sa.insert(Tag), {"id": 2, "name": "a"})
+    assert [event.key for event in stage.check()] == ["1", "2"]
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_others_commit_while_triggers_are_made(stage: Stage, dialect: str) -> None:
+    """What they see of it is not the last word."""
+    if stage.engine.dialect.name != dialect:
+        pytest.skip("SQLite has one writer at a time")
+    stage.hook()
+    with stage.engine.connect() as connection, stage.engine.connect() as other:
+        triggers.create(connection, Tag.__table__)
+        for key in (1, 2):
+            other.execute(sa.insert(Seat), {"row": "A", "number": key})
+            other.commit()
+        connection.commit()
+        for key in (1, 2):
+            other.execute(sa.insert(Tag), {"id": key, "name": "a"})
+            other.commit()
+    assert [event.key for event in stage.check() if event.entity == "tags"] == ["1", "2"]
+
+
 def test_operations_that_are_not_captured_are_the_triggers(stage: Stage) -> None:
     """And tables that are excluded, too."""
     install(stage, Tag.__table__, Seat.__table__)
