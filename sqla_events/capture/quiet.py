@@ -84,7 +84,7 @@ def _do_begin(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: An
     """
     if not issubclass(dialect.execution_ctx_cls, _Waking):
         watch(dialect)
-        proxied.__dict__[MISSED] = True
+        getattr(proxied, "__dict__", {})[MISSED] = True
     if getattr(dialect.do_commit, "func", None) is not commits.do_commit:
         commits.watch(dialect)
     type(dialect).do_begin(dialect, proxied) if plain is None else plain(proxied)
