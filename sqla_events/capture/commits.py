@@ -104,7 +104,10 @@ def do_commit(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: An
     if AFTER in waiting:
         told += waiting.pop(AFTER)
     try:
-        type(dialect).do_commit(dialect, proxied) if plain is None else plain(proxied)
+        if plain is None:
+            type(dialect).do_commit(dialect, proxied)
+        else:
+            plain(proxied)
     except BaseException as error:
         if told and (dialect.name == "sqlite" or not isinstance(error, dialect.loaded_dbapi.Error)):
             waiting[AFTER] = told  # the driver's transaction goes on: the database was locked, or it was not the driver who failed
@@ -115,7 +118,10 @@ def do_commit(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: An
 
 def _do_rollback(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: Any) -> None:
     try:
-        type(dialect).do_rollback(dialect, proxied) if plain is None else plain(proxied)
+        if plain is None:
+            type(dialect).do_rollback(dialect, proxied)
+        else:
+            plain(proxied)
     finally:
         waiting = getattr(proxied, "__dict__", _NOTHING)
         if waiting:

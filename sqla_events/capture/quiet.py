@@ -87,7 +87,10 @@ def _do_begin(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: An
         getattr(proxied, "__dict__", {})[MISSED] = True
     if getattr(dialect.do_commit, "func", None) is not commits.do_commit:
         commits.watch(dialect)
-    type(dialect).do_begin(dialect, proxied) if plain is None else plain(proxied)
+    if plain is None:
+        type(dialect).do_begin(dialect, proxied)
+    else:
+        plain(proxied)
 
 
 LISTENERS = "_sqla_events_listeners"
