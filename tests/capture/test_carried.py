@@ -591,8 +591,8 @@ def test_a_schema_that_nobody_may_look_into(stage_of: Callable[..., Stage]) -> N
     stage = stage_of()
     closed = sa.Table("closed", sa.MetaData(), sa.Column("n", sa.Integer), schema="shut")
     with stage.engine.begin() as connection:
-        for sql in ("CREATE SCHEMA shut", "CREATE TABLE shut.closed (n int)", "DROP ROLE IF EXISTS stranger", "CREATE ROLE stranger"):
+        for sql in ("CREATE SCHEMA shut", "CREATE TABLE shut.closed (n int)", "DROP ROLE IF EXISTS shut_out", "CREATE ROLE shut_out"):
             connection.exec_driver_sql(sql)
     with pytest.raises(sa.exc.ProgrammingError, match="permission denied for schema shut"), stage.engine.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL ROLE stranger")
+        connection.exec_driver_sql("SET LOCAL ROLE shut_out")
         connection.execute(closed.insert(), {"n": 1})
