@@ -84,7 +84,8 @@ class Marks:
 
     def ended(self, connection: Connection) -> None:
         """A transaction is over."""
-        self._making.discard(connection.get_transaction())
+        if (transaction := connection.get_transaction()) is not None:
+            self._making.discard(transaction)
         if self.changing == 2 and not self._making:
             self.changing = 1
 

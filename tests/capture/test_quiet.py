@@ -659,6 +659,18 @@ def test_a_commit_for_which_sqlite_is_locked(tmp_path: Any) -> None:
         engine.dispose()
 
 
+def test_a_rollback_outside_of_a_transaction(stage: Stage) -> None:
+    """As SQLAlchemy makes one after an error that has ended it: it passes, also before the first look for triggers."""
+    listen(stage.engine, "rollback")
+    stage.hook()
+    with stage.engine.connect() as connection:
+        connection._rollback_impl()
+        connection._commit_impl()
+        connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+        connection.commit()
+    assert types(stage) == ["tags.create"]
+
+
 def test_a_listener_of_commits_that_writes(stage: Stage) -> None:
     """Whether it came before the hooks or after them: it is an event, and told."""
     stage.hook()
