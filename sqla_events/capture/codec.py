@@ -14,7 +14,7 @@ from sqlalchemy.types import TypeEngine
 
 from .. import encoding
 from ..errors import CaptureError, ConfigError, EventError
-from .column import REDACTED, SQL_NULL, ColumnCodec, Loaded
+from .column import REDACTED, SQL_NULL, ColumnCodec, Form, Loaded, as_it_is
 from .kept import ByIdentity
 from .replacing import Replacing
 
@@ -30,6 +30,17 @@ Chosen = Callable[[sa.Column[Any]], bool]
 
 Stored = frozenset[tuple[str, str | None]]
 """Columns' names, each with the type that PostgreSQL stores; see within._LOOK."""
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """How rows of one kind become JSON, where not every value of theirs goes in as it is."""
+
+    names: tuple[str | None, ...]
+    """Of the columns, in the order of the values; None of what is not shown."""
+    forms: tuple[tuple[str, str, Form], ...]
+    """Key and name of columns whose values have another form, and what makes it."""
+    special: tuple[tuple[str, ColumnCodec], ...]
+    """By key, those where the type does not tell the form."""
 
 
 class TableCodec:
@@ -69,6 +80,8 @@ class TableCodec:
         self._names: dict[Any, tuple[str, ...]] = {}
         """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none
         where these are the keys."""
+        self._recipes: dict[Any, Recipe] = {}
+        """The same of others, and of Loaded values."""
         self.programs: ByIdentity[Any] = ByIdentity()
         """By compiled statement: plan.Program."""
         self.frames: ByIdentity[dict[Stored, Any]] = ByIdentity()
@@ -130,26 +143,48 @@ class TableCodec:
         names = self._names.get(kinds)
         if names is not None:
             return dict(zip(names, values.values(), strict=True)) if names else values
-        lowered, columns, plain = {}, self.columns, True
-        for key, value in values.items():
-            codec = columns.get(key)
-            if codec is not None and (codec.is_plain(value) or (value is None and codec.none)):
-                lowered[codec.name] = value
-                continue
-            plain = False
-            if codec is not None:
-                lowered[codec.name] = self._special(codec, value, where, types)
-        if plain and len(self._names) < MAX_KINDS:
-            self._names[kinds] = () if list(lowered) == list(values) else tuple(lowered)
+        if kinds.count(Loaded) == len(values):
+            return self._mixed({key: value.value for key, value in values.items()}, where, types, bound=False)
+        return self._mixed(values, where, types, bound=True)
+
+    def _mixed(self, values: dict[str, Any], where: str, types: encoding.Types, *, bound: bool) -> dict[str, Any]:
+        kinds = (bound, *values, *map(type, values.values()))
+        recipe = self._recipes.get(kinds) or self._recipe(kinds, values, bound)
+        lowered: dict[Any, Any] = dict(zip(recipe.names, values.values(), strict=True))
+        for key, name, form in recipe.forms:
+            lowered[name] = form(values[key])
+        for key, codec in recipe.special:
+            lowered[codec.name] = self._special(codec, values[key], where, types, bound)
+        lowered.pop(None, None)
         return lowered
+
+    def _recipe(self, kinds: tuple[Any, ...], values: dict[str, Any], bound: bool) -> Recipe:
+        shown = {key: self.columns.get(key) for key in values}
+        names = tuple(None if codec is None else codec.name for codec in shown.values())
+        forms = [(key, codec, codec.form_of(values[key], bound)) for key, codec in shown.items() if codec is not None]
+        recipe = Recipe(
+            names,
+            tuple((key, codec.name, form) for key, codec, form in forms if form not in (None, as_it_is)),
+            tuple((key, codec) for key, codec, form in forms if form is None),
+        )
+        if len(self._recipes) < MAX_KINDS:
+            self._recipes[kinds] = recipe
+            if bound and None not in names and not (recipe.forms or recipe.special):
+                self._names[kinds[1:]] = () if list(names) == list(values) else tuple(map(str, names))
+        return recipe
 
     def shown_key(self, key: dict[str, Any], types: encoding.Types) -> dict[str, Any]:
         """The same of a key, of which the usual kinds need no look."""
-        return key if type(key.get(self._sole)) is self._sole_type else self.side(key, "key", types)
+        value = key.get(self._sole)
+        if type(value) is self._sole_type:
+            return key
+        if type(value) is Loaded and type(value.value) is self._sole_type:
+            return {self._sole: value.value}
+        return self.side(key, "key", types)
 
-    def _special(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types) -> Any:
-        bound = type(value) is not Loaded
-        value = value if bound else value.value
+    def _special(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types, bound: bool) -> Any:
+        if type(value) is Loaded:
+            value, bound = value.value, False
         if codec.redacted:
             return None if value is None or value is SQL_NULL else REDACTED
         return self._lowered(codec, value, where, types, bound)
@@ -202,6 +237,8 @@ class TableCodec:
         """The primary key as text: one column as it is, several as a JSON array; ``*`` for a table without one."""
         if len(self.key) == 1:
             value = values.get(self.key[0])
+            if type(value) is Loaded and self._plain_key:
+                value = value.value if type(value.value) in (int, str) else value
             return str(value) if type(value) in (int, str) and self._plain_key else self._key_form(self.key[0], value)
         if not self.key:
             return "*"

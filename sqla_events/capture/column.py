@@ -12,7 +12,7 @@ import enum
 import json
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -44,6 +44,9 @@ _EXACT: dict[type, tuple[str | None, Form | None]] = {
 
 _AS_IS = frozenset({str, int, bool, Decimal, uuid.UUID, dt.date, dt.time, dt.datetime, dt.timedelta, bytes})
 
+_LOADED_AS_IS = _AS_IS - {Decimal, dt.time, dt.datetime}
+"""A column that is declared without a time zone may have one in the database, and the encoder writes UTC as Z."""
+
 
 class _Nothing:
     pass
@@ -74,6 +77,9 @@ class ColumnCodec:
         exact = self.expected in _AS_IS and not getattr(kind, "timezone", False)  # the encoder rounds offsets to minutes
         self.plain = self.expected if self.bind is None and exact else _Nothing
         """Values of exactly this type (UUIDs of any) go into the JSON as they are: the encoder's form is ours."""
+        loaded = self.expected is Decimal is self.plain or self.expected in _LOADED_AS_IS
+        self.plain_loaded = self.expected if loaded else _Nothing
+        """The same of what the database has returned."""
         self.none = self.bind is None and not self.is_json
         """None is NULL, and null."""
         natural = self.expected in (str, int) and self.enum is None and not isinstance(kind, sa.Enum)
@@ -84,13 +90,22 @@ class ColumnCodec:
         self.keyed = _one_number(self, dialect) if self.code == "decimal" else None
         """What makes one text of equal values, for the text of a key."""
 
-    def is_plain(self, value: Any) -> bool:
-        """Whether a value goes into the JSON as it is. UUIDs of whatever class do: asyncpg has one of its own."""
-        return type(value) is self.plain or (self.plain is uuid.UUID and isinstance(value, uuid.UUID))
+    def form_of(self, value: Any, bound: bool) -> Form | None:
+        """What makes JSON of every value that is of this one's type, and bound like it or returned; None if that is not all.
+
+        UUIDs of whatever class go in as they are: asyncpg has one of its own.
+        """
+        if value is None:
+            return as_it_is if (self.none if bound else not self.is_json) else None
+        kind, plain = type(value), self.plain if bound else self.plain_loaded
+        if kind is plain or (plain is uuid.UUID and isinstance(value, uuid.UUID)):
+            return as_it_is
+        changed = bound and (self.bind is not None or kind is Decimal)
+        return None if kind is not self.expected or changed or self.redacted else self.form
 
     def redact(self) -> None:
         """Let no value of this column out."""
-        self.redacted, self.plain = True, _Nothing
+        self.redacted, self.plain, self.plain_loaded = True, _Nothing, _Nothing
 
     def _usual(self) -> tuple[type | None, str | None, Form | None]:
         if self.enum is not None:
@@ -161,7 +176,7 @@ class ColumnCodec:
         if load is None and isinstance(self.kind, sa.Float):  # SQLite's RETURNING tells 2 of a stored 2.0
             return lambda raw: float(raw) if type(raw) is int else raw
         if load is None:
-            return lambda raw: null if raw is None else raw
+            return as_it_is if null is None else lambda raw: null if raw is None else raw
         return lambda raw: null if raw is None else load(raw)
 
 
@@ -208,13 +223,25 @@ def _strict(text: str, pointer: str, types: encoding.Types) -> Any:
     return msgspec.Raw(text.encode())
 
 
-class Loaded:
+class Loaded(msgspec.Struct, eq=False, gc=False):
     """A value that came from the database: at the level of the SQL type already, where others are as the caller gave them."""
 
-    __slots__ = ("value",)
+    value: Any
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+
+def load_rows(keys: Sequence[str], loads: Sequence[Form], rows: Iterable[Sequence[Any]]) -> Iterator[dict[str, Loaded]]:
+    """Rows of the driver by column key, each value brought to the level of its SQL type."""
+    needed = [(place, load) for place, load in enumerate(loads) if load is not as_it_is]
+    for row in rows:
+        values = [*row]
+        for place, load in needed:
+            values[place] = load(values[place])
+        yield dict(zip(keys, map(Loaded, values), strict=True))
+
+
+def as_it_is(value: Any) -> Any:
+    """A value that the driver returns at the level of its SQL type."""
+    return value
 
 
 class JsonText(str):

@@ -27,7 +27,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from . import ride
 from .column import Loaded
-from .plan import Plan, set_columns
+from .plan import Plan, moves, set_columns
 
 _NAME = re.compile(r'([\w$]+|"[^"]+") AS ')
 _CALLERS = "sqla_events_rows"
@@ -85,7 +85,7 @@ def _plan(cte: Any, plan_of: Callable[[Any], Plan | None], context: Any) -> Plan
     if plan.verb == "update":
         plan.changed = set_columns(plan.statement, plan.table)
         plan.moves_key = any(key in plan.changed for key in plan.codec.key)
-        if ride.moves(plan) and not ride.old_rides(plan, context.dialect):
+        if moves(plan) and not ride.old_rides(plan, context.dialect):
             return None
     plan.ride = ride.whole(plan, context.dialect)
     return plan

@@ -10,9 +10,8 @@ from . import ride
 from .exact import TIMESTAMPTZ, Exact, exact
 from .forms import Parts, literal, object_of, special_types, unquoted
 from .outbox import OWN, SHARED
-from .plan import Plan
+from .plan import Plan, changed_keys, moves
 from .ride import OLD
-from .rows import changed_keys
 
 ROWS = "sqla_events_rows"
 """What the statement is called in its WITH."""
@@ -104,7 +103,7 @@ class Framing:
         doubts = self._doubts()
         if not self.ride:
             return None
-        if (doubts or limit is not None) and self._plan.verb == "update" and ride.moves(self._plan):
+        if (doubts or limit is not None) and self._plan.verb == "update" and moves(self._plan):
             return None
         columns = ride.columns(self._plan, self._context, ride.compiled_target(self._context), self.ride)
         returning = ", ".join(f"{column} AS {place}" for column, place in zip(columns, self.places.values(), strict=True))

@@ -301,6 +301,26 @@ class Plan(msgspec.Struct, eq=False):
         return self.shape.verb
 
 
+def changed_keys(plan: Plan) -> frozenset[str]:
+    """Keys of the columns that an UPDATE changes."""
+    if plan.changed is None:
+        plan.changed = plan.program.moved.union(plan.program.given)
+    return plan.changed
+
+
+def moves(plan: Plan) -> bool:
+    """Whether the rows of an UPDATE cannot be told by their key: it has none, or changes it."""
+    return not plan.codec.key or plan.moves_key
+
+
+def needed_keys(plan: Plan) -> tuple[str, ...]:
+    """Keys of the columns that events of a statement's rows are made of."""
+    keys = plan.codec.all_keys
+    if plan.verb != "update" or plan.reached is not None or moves(plan):
+        return keys
+    return tuple(key for key in keys if key in changed_keys(plan) or key in plan.codec.key)
+
+
 class Row(msgspec.Struct, gc=False):
     """One row that was written; values by column key."""
 

@@ -10,7 +10,7 @@ from . import gaps, pipeline, ride, upserts
 from .carried import Carrier
 from .cascades import Cascades
 from .marks import Marks
-from .plan import Plan
+from .plan import Plan, moves
 from .select import present_rows
 from .within import Writer
 
@@ -64,7 +64,7 @@ class Preparation:
             self.missed(plan, "an upsert that changes the key of a row")
 
     def _looks_before(self, plan: Plan, context: Any) -> bool:
-        wanted = plan.verb == "update" and plan.whole and (plan.want_old or ride.moves(plan))
+        wanted = plan.verb == "update" and plan.whole and (plan.want_old or moves(plan))
         return wanted and not ride.old_rides(plan, context.dialect)
 
     def _blind(self, plan: Plan, sql: str) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import cursor
 
-from .column import Loaded
-from .plan import Plan
+from .column import Loaded, as_it_is, load_rows
+from .plan import Plan, moves, needed_keys
 
 OLD = "old."
 INSERTED = "inserted?"
@@ -73,7 +73,7 @@ def _wanted(plan: Plan, context: Any) -> tuple[str, ...]:
 
 def whole(plan: Plan, dialect: Any) -> tuple[str, ...]:
     """What has to ride along so that rows come back whole."""
-    keys = plan.codec.all_keys
+    keys = needed_keys(plan)
     olds = tuple(OLD + key for key in keys)
     if plan.shape.upsert and dialect.name == "postgresql":
         if old_rides(plan, dialect):
@@ -82,11 +82,6 @@ def whole(plan: Plan, dialect: Any) -> tuple[str, ...]:
         return keys if partitioned else (*keys, INSERTED)
     wants_old = plan.verb == "update" and (plan.want_old or moves(plan)) and old_rides(plan, dialect)
     return (*keys, *olds) if wants_old else keys
-
-
-def moves(plan: Plan) -> bool:
-    """Whether the rows of an UPDATE cannot be told by their key: it has none, or changes it."""
-    return not plan.codec.key or plan.moves_key
 
 
 def _sql(plan: Plan, key: str, owner: str, context: Any) -> str:
@@ -161,11 +156,4 @@ def loaded(plan: Plan, rows: Sequence[Any], own: int, codes: Sequence[Any]) -> l
         codecs[plain].loader(code) if (plain := key.removeprefix(OLD)) in codecs else as_it_is
         for key, code in zip(plan.ride, codes, strict=True)
     ]
-    return [
-        {key: Loaded(load(value)) for key, load, value in zip(plan.ride, loads, row[own:], strict=True)} for row in rows
-    ]
-
-
-def as_it_is(value: Any) -> Any:
-    """A value that the driver returns at the level of its SQL type."""
-    return value
+    return [*load_rows(plan.ride, loads, (row[own:] for row in rows) if own else rows)]

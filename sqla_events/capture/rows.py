@@ -13,8 +13,8 @@ from sqlalchemy.orm.base import NO_VALUE, LoaderCallableStatus
 from .buffer import Buffer
 from .codec import MAX_KINDS
 from .column import SQL_NULL, Loaded
-from .plan import Common, Plan, Row, common
-from .ride import INSERTED, OLD, moves
+from .plan import Common, Plan, Row, changed_keys, common, moves
+from .ride import INSERTED, OLD
 
 # Rows that came back whole ------------------------------------------------------------------------------------------
 
@@ -34,13 +34,6 @@ def whole_rows(plan: Plan, rows: Iterable[dict[str, Loaded]]) -> list[Row]:
         *(Row(_key(plan, row), before=row, verb="delete") for row in replaced),
         *(Row(_key(plan, row), after=row, verb="create") for row in rows),
     ]
-
-
-def changed_keys(plan: Plan) -> frozenset[str]:
-    """Keys of the columns that an UPDATE changes."""
-    if plan.changed is None:
-        plan.changed = plan.program.moved.union(plan.program.given)
-    return plan.changed
 
 
 def _key(plan: Plan, row: Mapping[str, Any]) -> dict[str, Any]:

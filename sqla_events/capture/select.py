@@ -12,9 +12,9 @@ from sqlalchemy.types import TypeEngine
 
 from . import pipeline
 from .codec import TableCodec
-from .column import Loaded
-from .plan import Plan, Row
-from .ride import as_it_is, compiled_target
+from .column import Loaded, as_it_is, load_rows
+from .plan import Plan, Row, needed_keys
+from .ride import compiled_target
 from .rows import key_after
 
 Values = dict[str, Loaded]
@@ -38,13 +38,13 @@ def reserve(connection: Connection) -> None:
 def present_rows(
     connection: Connection, plan: Plan, context: Any, given: Mapping[str, Any], names: Sequence[str] = ()
 ) -> list[Values]:
-    """The rows that the statement's WHERE selects now, locked, with every captured column, or the columns that are named.
+    """The rows that the statement's WHERE selects now, locked, with every column that events need, or those that are named.
 
     The WHERE is that of the compiled statement: an ORM statement gets criteria of its class there. Its parameters are
     found by their identity, since a compiled statement is shared by all that look like it.
     """
     reserve(connection)
-    target, names = compiled_target(context), names or plan.codec.all_keys
+    target, names = compiled_target(context), names or needed_keys(plan)
     criteria = context.compiled.dml_compile_state.statement._where_criteria
     query = _columns(plan.codec, target, names).select_from(target).where(*criteria)
     if connection.dialect.name == "postgresql":
@@ -96,7 +96,7 @@ def _run(connection: Connection, plan: Plan, query: sa.Select[Any], values: Mapp
 def _rows(reader: TableCodec, names: Sequence[str], result: Any) -> Iterator[Values]:
     json = {key: codec for key, codec in reader.columns.items() if codec.is_json}
     loads = [json[key].loader(None) if key in json else as_it_is for key in names]
-    return ({key: Loaded(load(value)) for key, load, value in zip(names, loads, row, strict=True)} for row in result)
+    return load_rows(names, loads, result)
 
 
 def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

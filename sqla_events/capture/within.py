@@ -36,7 +36,7 @@ from .codec import Stored
 from .column import Loaded
 from .frame import PARAMETERS, ROWS, Frame, Framing
 from .outbox import Head
-from .plan import Plan
+from .plan import Plan, moves
 
 DRIVERS = ("psycopg", "asyncpg")
 
@@ -74,7 +74,7 @@ class Writer:
     def may(self, plan: Plan, context: Any, executemany: bool) -> bool:
         """Whether a statement is of a kind that can."""
         dialect = context.dialect
-        wants_old = plan.verb == "update" and (plan.want_old or ride.moves(plan))
+        wants_old = plan.verb == "update" and (plan.want_old or moves(plan))
         return bool(
             dialect.name == "postgresql"
             and dialect.driver in DRIVERS
