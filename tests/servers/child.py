@@ -173,16 +173,14 @@ class Child:
 
 
 def wheel_file(distribution: str, name: str) -> Path:
-    """A file that an installed wheel brought, by the end of its path.
+    """A file that an installed wheel brought, by the end of its path; the Makefile puts some beside the environment's own.
 
     :raises ServerError: if the wheel is not installed or has no such file.
     """
-    from importlib.metadata import PackageNotFoundError, files
+    from importlib.metadata import distributions
 
-    try:
-        for entry in files(distribution) or ():
+    for found in distributions(name=distribution, path=[*sys.path, str(Path(sys.prefix, "servers"))]):
+        for entry in found.files or ():
             if str(entry).endswith(name):
                 return Path(str(entry.locate())).resolve()
-    except PackageNotFoundError:
-        pass
-    raise ServerError(f"{name} of {distribution} is not installed: pip install '.[test]'")
+    raise ServerError(f"{name} of {distribution} is not installed: pip install '.[test]', or on Python 3.12 and later: make .venv/.test")
