@@ -135,16 +135,22 @@ class Buffer(msgspec.Struct, eq=False):
             self.states_of(connection)
         if self.checked:
             return
-        level = connection.get_execution_options().get("isolation_level") or getattr(
-            connection.dialect, "_on_connect_isolation_level", None
-        )
-        if level == "AUTOCOMMIT":
+        if _commits_each(connection):
             raise CaptureError(
                 "the connection is in AUTOCOMMIT, where a write and its event cannot commit together; "
                 "write in a transaction, or exclude the table from capture"
             )
         self.checked = True
         commits.before(connection, commit, self)
+
+
+def _commits_each(connection: Connection) -> bool:
+    """Whether the driver commits every statement: it may have been told so without SQLAlchemy."""
+    proxied: Any = connection._dbapi_connection
+    raw = proxied.dbapi_connection
+    if connection.dialect.name == "sqlite" and raw.isolation_level is None:  # whose BEGIN is somebody's own, if there is one
+        return not getattr(proxied.driver_connection, "in_transaction", True)
+    return getattr(raw, "autocommit", False) is True  # sqlite3 has a third answer
 
 
 def wake(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,51 @@ def test_autocommit_is_refused(stage: Stage) -> None:
         with pytest.raises(CaptureError, match="AUTOCOMMIT"):
             connection.execute(sa.insert(Tag), {"name": "x"})
         assert connection.scalar(sa.select(sa.func.count()).select_from(Tag)) == 0
+
+
+def test_autocommit_of_the_driver_is_refused(stage: Stage) -> None:
+    """Of which SQLAlchemy does not know."""
+    options: list[dict[str, Any]] = [{"autocommit": True}]
+    if stage.engine.dialect.name == "sqlite":
+        options = [{"isolation_level": None}, *(options if sys.version_info >= (3, 12) else ())]
+    for connect_args in options:
+        engine = sa.create_engine(stage.engine.url, connect_args=connect_args)
+        broker = install_crud_hooks(engine, {})
+        with engine.connect() as connection:
+            with pytest.raises(CaptureError, match="AUTOCOMMIT"):
+                connection.execute(sa.insert(Tag), {"name": "x"})
+            assert connection.scalar(sa.select(sa.func.count()).select_from(Tag)) == 0
+        broker.uninstall()
+        engine.dispose()
+
+
+@pytest.mark.parametrize("way", ["a BEGIN of one's own", "autocommit off"])
+def test_who_begins_on_sqlite(stage: Stage, way: str) -> None:
+    """The driver as SQLAlchemy's documentation sets it up for SAVEPOINT, and as Python 3.12 has it."""
+    if stage.engine.dialect.name != "sqlite":
+        pytest.skip("SQLite's driver")
+    if way == "autocommit off" and sys.version_info < (3, 12):
+        pytest.skip("Python 3.12")
+    connect_args: dict[str, Any] = {"isolation_level": None} if way == "a BEGIN of one's own" else {"autocommit": False}
+    engine = stage.engine = sa.create_engine(stage.engine.url, connect_args=connect_args)
+    if way == "a BEGIN of one's own":
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    stage.hook()
+    with stage.session() as session:
+        session.add(Tag(id=1, name="gone"))
+        session.flush()
+        session.rollback()
+        with session.begin_nested():
+            session.add(Tag(id=2, name="kept"))
+        nested = session.begin_nested()
+        session.add(Tag(id=3, name="gone"))
+        session.flush()
+        nested.rollback()
+        session.commit()
+        session.execute(sa.update(Tag).values(name="changed"))
+        session.commit()
+    assert [(event.key, event.operation) for event in stage.check()] == [("2", "create"), ("2", "update")]
+    engine.dispose()
 
 
 class Odd:
