@@ -7,12 +7,16 @@ from collections.abc import Callable, Container
 from functools import lru_cache
 from typing import Any
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.sql import dml
 
 from .plan import table_of
 
 OnGap = Callable[[str | None, str, str, str], None]
 """(schema, table, statement, reason)"""
+
+OnText = Callable[[Connection, str, str | None], None]
+"""(connection, word, savepoint): see :func:`transaction_word`"""
 
 _NAME = r"(?:ONLY\s+)?([\w.\"`\[\]]+)"
 _LEAD = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
@@ -87,6 +91,13 @@ def rolls_back(sql: str | None, context: Any) -> bool:
     text = sql is not None and (context.compiled is None or context.is_text)
     word = transaction_word(str(sql)) if text else None
     return word is not None and word[0] in BACK
+
+
+def told(connection: Connection, sql: str, words: Container[str], on_text: OnText) -> None:
+    """Tell of a statement as text, if it is one of these."""
+    word = transaction_word(sql)
+    if word is not None and word[0] in words:
+        on_text(connection, *word)
 
 
 def transaction_word(sql: str) -> tuple[str, str | None] | None:

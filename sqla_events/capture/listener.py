@@ -1,4 +1,4 @@
-"""The listeners on one engine: which statement writes what, and what its rows were and are.
+"""The listeners on one engine: which statement writes what. What its rows were and are, ``results`` finds out.
 
 Every write that SQLAlchemy makes passes ``before_cursor_execute`` of the engine and has a result, whoever asked for it; so
 they are the base of truth (mapper events alone miss association rows, bulk methods, set-based statements). Mapper events
@@ -7,9 +7,8 @@ lend only what no statement knows: the objects behind a flush, for their old val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import chain
 from typing import Any
 from weakref import ref
 
@@ -19,23 +18,18 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from . import commits, ctes, flushed, gaps, many, pipeline, quiet, ride, within
-from .buffer import ATTRIBUTE, Buffer, buffer_of, held, wake
+from .buffer import ATTRIBUTE, buffer_of, held, wake
 from .carried import Carrier, carrying
 from .cascades import Cascades
 from .codec import TableCodec
 from .kept import ByIdentity
 from .marks import Marks
-from .plan import Plan, Program, Row, Shape, program, shape_of
+from .plan import Plan, Program, Shape, program, shape_of
 from .preparing import Preparation
-from .rows import deleted, dropped, inserted, inserted_one, matched, updated, whole_rows
-from .select import portions, present_rows, refresh, still_there, went_in
+from .results import Emit, Results
+from .select import present_rows
 
 KNOWN = "_sqla_events_known"
-
-PORTION = 1000
-"""Rows that are events in Python at the same time."""
-
-Emit = Callable[[Connection, Buffer, Plan, Sequence[Row]], None]
 
 
 class Listener:
@@ -47,7 +41,7 @@ class Listener:
         codec_of: Callable[[sa.Table], TableCodec | None],
         emit: Emit,
         on_gap: gaps.OnGap | None,
-        on_text: Callable[[Connection, str, str | None], None],
+        on_text: gaps.OnText,
         old_values: str,
         cascades: Cascades | None,
         marks: Marks,
@@ -63,15 +57,15 @@ class Listener:
         self._commit = commit
         self._alone = alone
         self._codec_of = codec_of
-        self._emit = emit
         self._on_gap = on_gap
         self._on_text = on_text
         self._always = old_values == "always"
-        self._cascades = cascades
         self._marks = marks
-        self._writer = writer
         self._carrier = carrier
         self._preparing = Preparation(on_gap, cascades, marks, writer, carrier)
+        self._results = Results(emit, on_text, cascades, marks, writer, carrier, self._preparing)
+        self.after = self._results.after
+        """It has been executed."""
         self._targets: ByIdentity[tuple[Shape, TableCodec] | None] = ByIdentity()
         """By statement: what it writes, and the codec of its table; None of one that is not captured."""
         self._knowledge = object()
@@ -87,7 +81,7 @@ class Listener:
         self._add(self._engine, "after_cursor_execute", self._after_cursor)
         if not quiet.possible():
             self._add(self._engine, "after_execute", self._after_execute)
-        self._add(self._engine, "handle_error", self._on_error)
+        self._add(self._engine, "handle_error", self._results.failed)
         flushed.listen(self._engine.dialect)
 
     def _add(self, target: Any, name: str, function: Any, **options: Any) -> None:
@@ -124,7 +118,7 @@ class Listener:
         compiled: Any = None if context is None else context.compiled
         if compiled is None or context.is_text:
             self._marks.noticed(connection, sql)
-            self._transaction(connection, sql, "savepoint", "commit")
+            gaps.told(connection, sql, ("savepoint", "commit"), self._on_text)
         elif context.current_parameters is not None:
             return sql, parameters  # a sequence or an SQL default of what is to run, asked for beforehand
         if self._marks.changing:
@@ -141,11 +135,6 @@ class Listener:
         if plan is not None and self._marks.known:
             sql = self._marks.mark(connection, plan, sql)
         return sql, parameters
-
-    def _transaction(self, connection: Connection, sql: str, *words: str) -> None:
-        word = gaps.transaction_word(sql)
-        if word is not None and word[0] in words:
-            self._on_text(connection, *word)
 
     def _before_other(self, connection: Connection, sql: str, context: Any) -> str:
         """What is no INSERT, UPDATE or DELETE of SQLAlchemy's may write all the same."""
@@ -173,7 +162,7 @@ class Listener:
             gaps.look(on_gap, sql, context, () if caught is None else caught.plans)
         if caught is None:
             return sql
-        buffer_of(connection).plan(caught, self.executed)
+        buffer_of(connection).plan(caught, self._results.executed)
         return caught.sql
 
     def _planned_cte(self, connection: Connection, element: Any) -> Plan | None:
@@ -210,7 +199,7 @@ class Listener:
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
         if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
             self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
-        buffer.plan(plan, self.executed)
+        buffer.plan(plan, self._results.executed)
         return plan
 
     def _find_out(self, element: Any, compiled: Any) -> tuple[Any, ...] | None:
@@ -249,7 +238,7 @@ class Listener:
             try:
                 for rows in ride.take_off(plan, dbapi_cursor, context):
                     done += len(rows)
-                    self._came_back(connection, buffer, plan, rows)
+                    self._results.came_back(connection, buffer, plan, rows)
             except BaseException:
                 buffer.written.lost = True
                 raise
@@ -261,165 +250,12 @@ class Listener:
         if not quiet.told(context):
             self.after(connection, dbapi_cursor, sql, parameters, context, executemany)
 
-    def after(
-        self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
-    ) -> None:
-        """It has been executed."""
-        buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
-        if buffer is None:
-            return
-        if buffer.guarded:
-            self._marks.done(connection)
-        plans = buffer.plans
-        plan = plans[-1] if plans and plans[-1].context is context else None
-        if plan is None:
-            self._after_other(connection, dbapi_cursor, sql, context)
-            return
-        if type(plan) is Plan and not (plan.ride or plan.within):  # nothing comes back that is ours
-            rows = dbapi_cursor.rowcount
-            if rows < 0 and plan.shape.verb != "create":
-                pipeline.settle(dbapi_cursor, connection.dialect)
-                rows = dbapi_cursor.rowcount
-            if plan.carry is None:
-                plan.ran, plan.rows = True, rows
-            elif self._carrier is not None:
-                self._carrier.ran(buffer, plan, rows)
-                plans.pop()  # of it there is nothing more to find out
-            return
-        pipeline.settle(dbapi_cursor, connection.dialect)
-        try:
-            self._take_off(connection, buffer, plan, dbapi_cursor, context)
-        except BaseException:
-            buffer.written.lost = True
-            raise
-
-    def _after_other(self, connection: Connection, dbapi_cursor: Any, sql: str, context: Any) -> None:
-        if context is None or context.compiled is None or context.is_text:
-            self._transaction(connection, sql, *gaps.BACK)
-        elif context.execution_options.get(pipeline.WAITS):
-            pipeline.settle(dbapi_cursor, connection.dialect)
-
-    def _take_off(self, connection: Connection, buffer: Buffer, plan: Any, dbapi_cursor: Any, context: Any) -> None:
-        if isinstance(plan, ctes.Caught):
-            found, dbapi_cursor = ctes.take_off(buffer.plans.pop(), dbapi_cursor)
-            for one, rows in found:
-                self._tell(connection, buffer, one, whole_rows(one, rows))
-            plan = buffer.plan_of(context)
-        if plan is None:
-            return
-        if (plan.ride or plan.within) and not plan.own:
-            take_off = within.take_off if plan.within else ride.take_off
-            came = 0
-            for rows in take_off(plan, dbapi_cursor, context):
-                came += len(rows)
-                self._came_back(connection, buffer, plan, rows)
-            if plan.within:
-                buffer.written.add(plan.within.type, count=plan.carried)
-            if plan.frame:
-                plan.frame.rows = came + plan.carried
-        plan.ran, plan.rows = True, getattr(dbapi_cursor, "rowcount", -1)
-
-    def _came_back(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]) -> None:
-        if not plan.whole:
-            plan.rode += rows
-        elif plan.reached is None:
-            self._tell(connection, buffer, plan, whole_rows(plan, rows))
-        else:
-            plan.reached.held += whole_rows(plan, rows)
-
     def _after_execute(
         self, connection: Connection, element: Any, multi: Any, single: Any, options: Mapping[str, Any], result: Any
     ) -> None:
         buffer = held(connection)
         if buffer is not None and buffer.plans:
-            self.executed(connection, buffer, getattr(result, "context", None))
-
-    def executed(self, connection: Connection, buffer: Buffer, context: Any) -> None:
-        """An execution has all that the database answered; called by its context, or after it: see ``quiet``."""
-        plan = buffer.plans[-1]
-        if plan.context is context:
-            buffer.plans.pop()
-            if plan.carry is None:
-                self._done(connection, buffer, plan, context)
-
-    def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
-        try:
-            self._written(connection, buffer, plan, context)
-        except BaseException:
-            buffer.written.lost = True
-            raise
-
-    def _written(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
-        rows: Iterable[Row] = ()
-        verb = plan.shape.verb
-        if plan.whole:
-            rows = whole_rows(plan, plan.rode) if plan.rode else ()
-        elif plan.blind:
-            return
-        elif verb == "create":
-            if dropped(plan, context):
-                plan.counts = went_in(connection, plan, context.compiled_parameters)
-            rows = inserted(plan, context) if plan.many else inserted_one(plan, context)
-        else:
-            sets = matched(plan, context)
-            if sets is None:
-                sets = still_there(connection, plan, context.compiled_parameters)
-            if plan.foretold is not None:
-                rows = plan.foretold if sets else ()
-            else:
-                rows = updated(plan, buffer, sets) if verb == "update" else deleted(plan, buffer, sets)
-        if plan.reached is not None:
-            self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
-        elif plan.many or plan.whole or plan.codec.triggered:
-            self._tell(connection, buffer, plan, rows)
-        else:
-            self._emit(connection, buffer, plan, tuple(rows))
-
-    def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Iterable[Row]) -> None:
-        """A portion at a time: of a statement with a million sets of parameters, no million rows are made at once."""
-        for some in portions(rows, PORTION):
-            if plan.codec.triggered and plan.shape.verb != "delete":
-                refresh(connection, plan, some)
-            self._emit(connection, buffer, plan, some)
-
-    def _cascaded(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[Row]) -> None:
-        """What a statement wrote and what the database changed with it, in an order that foreign keys allow on a replay."""
-        assert self._cascades is not None
-        caused = self._cascades.changed(connection, plan, plan.reached, rows, self._preparing.missed) if rows else ()
-        own = ((plan, rows),)
-        for one, of_one in chain(caused, own) if plan.verb == "delete" else chain(own, caused):
-            if one is plan:
-                self._tell(connection, buffer, one, of_one)
-            elif not self._marks.sees(one.table, plan):
-                self._emit(connection, buffer, one, of_one)
-
-    def _on_error(self, context: Any) -> None:
-        """A statement failed. SQLite keeps what its earlier sets of parameters wrote, unless the caller rolls back."""
-        connection, execution = context.connection, context.execution_context
-        if connection is None or execution is None:
-            return
-        quiet.failed(execution)
-        buffer = buffer_of(connection)
-        if buffer.guarded:
-            self._marks.done(connection)
-        of_driver = isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error)
-        if not of_driver and buffer.written.counts and gaps.rolls_back(context.statement, execution):
-            buffer.written.lost = True  # a listener's error: nobody knows whether it has run
-        while (plan := buffer.plan_of(execution)) is not None:
-            buffer.plans.pop()
-            carry = getattr(plan, "carry", None)
-            if carry is not None and self._carrier is not None:
-                self._carrier.failed(plan, context)
-            if self._writer is not None and getattr(plan, "within", None):
-                self._writer.failed(plan, context)
-            if not of_driver and _has_run(execution.cursor):
-                # a listener's error, after the statement
-                if carry is not None and self._carrier is not None:
-                    self._carrier.ran(buffer, plan, execution.cursor.rowcount)
-                else:
-                    buffer.written.lost = True
-            if plan.counts is not None and connection.dialect.name == "sqlite":
-                self._done(connection, buffer, plan, execution)
+            self._results.executed(connection, buffer, getattr(result, "context", None))
 
 
 _SAVEPOINTS: dict[Any, str] = {
@@ -428,8 +264,3 @@ _SAVEPOINTS: dict[Any, str] = {
     ReleaseSavepointClause: "release_savepoint",
 }
 """What is executed where an event of that name would be dispatched."""
-
-
-def _has_run(dbapi_cursor: Any) -> bool:
-    """Whether a statement has been executed that may have written something."""
-    return dbapi_cursor is not None and (dbapi_cursor.rowcount > 0 or dbapi_cursor.description is not None)

@@ -1,0 +1,204 @@
+"""What becomes of statements that have run: rows, from what came back and what else is known, for which events are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from . import ctes, gaps, pipeline, quiet, ride, within
+from .buffer import ATTRIBUTE, Buffer, buffer_of
+from .carried import Carrier
+from .cascades import Cascades
+from .marks import Marks
+from .plan import Plan, Row
+from .preparing import Preparation
+from .rows import deleted, dropped, inserted, inserted_one, matched, updated, whole_rows
+from .select import portions, refresh, still_there, went_in
+
+PORTION = 1000
+"""Rows that are events in Python at the same time."""
+
+Emit = Callable[[Connection, Buffer, Plan, Sequence[Row]], None]
+
+
+class Results:
+    """Takes the results of one engine's statements."""
+
+    def __init__(
+        self,
+        emit: Emit,
+        on_text: gaps.OnText,
+        cascades: Cascades | None,
+        marks: Marks,
+        writer: within.Writer | None,
+        carrier: Carrier | None,
+        preparing: Preparation,
+    ) -> None:
+        self._emit = emit
+        self._on_text = on_text
+        self._cascades = cascades
+        self._marks = marks
+        self._writer = writer
+        self._carrier = carrier
+        self._preparing = preparing
+
+    def after(
+        self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool
+    ) -> None:
+        """It has been executed."""
+        buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
+        if buffer is None:
+            return
+        if buffer.guarded:
+            self._marks.done(connection)
+        plans = buffer.plans
+        plan = plans[-1] if plans and plans[-1].context is context else None
+        if plan is None:
+            self._after_other(connection, dbapi_cursor, sql, context)
+            return
+        if type(plan) is Plan and not (plan.ride or plan.within):  # nothing comes back that is ours
+            rows = dbapi_cursor.rowcount
+            if rows < 0 and plan.shape.verb != "create":
+                pipeline.settle(dbapi_cursor, connection.dialect)
+                rows = dbapi_cursor.rowcount
+            if plan.carry is None:
+                plan.ran, plan.rows = True, rows
+            elif self._carrier is not None:
+                self._carrier.ran(buffer, plan, rows)
+                plans.pop()  # of it there is nothing more to find out
+            return
+        pipeline.settle(dbapi_cursor, connection.dialect)
+        try:
+            self._take_off(connection, buffer, plan, dbapi_cursor, context)
+        except BaseException:
+            buffer.written.lost = True
+            raise
+
+    def _after_other(self, connection: Connection, dbapi_cursor: Any, sql: str, context: Any) -> None:
+        if context is None or context.compiled is None or context.is_text:
+            gaps.told(connection, sql, gaps.BACK, self._on_text)
+        elif context.execution_options.get(pipeline.WAITS):
+            pipeline.settle(dbapi_cursor, connection.dialect)
+
+    def _take_off(self, connection: Connection, buffer: Buffer, plan: Any, dbapi_cursor: Any, context: Any) -> None:
+        if isinstance(plan, ctes.Caught):
+            found, dbapi_cursor = ctes.take_off(buffer.plans.pop(), dbapi_cursor)
+            for one, rows in found:
+                self._tell(connection, buffer, one, whole_rows(one, rows))
+            plan = buffer.plan_of(context)
+        if plan is None:
+            return
+        if (plan.ride or plan.within) and not plan.own:
+            take_off = within.take_off if plan.within else ride.take_off
+            came = 0
+            for rows in take_off(plan, dbapi_cursor, context):
+                came += len(rows)
+                self.came_back(connection, buffer, plan, rows)
+            if plan.within:
+                buffer.written.add(plan.within.type, count=plan.carried)
+            if plan.frame:
+                plan.frame.rows = came + plan.carried
+        plan.ran, plan.rows = True, getattr(dbapi_cursor, "rowcount", -1)
+
+    def came_back(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]) -> None:
+        if not plan.whole:
+            plan.rode += rows
+        elif plan.reached is None:
+            self._tell(connection, buffer, plan, whole_rows(plan, rows))
+        else:
+            plan.reached.held += whole_rows(plan, rows)
+
+    def executed(self, connection: Connection, buffer: Buffer, context: Any) -> None:
+        """An execution has all that the database answered; called by its context, or after it: see ``quiet``."""
+        plan = buffer.plans[-1]
+        if plan.context is context:
+            buffer.plans.pop()
+            if plan.carry is None:
+                self._done(connection, buffer, plan, context)
+
+    def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
+        try:
+            self._written(connection, buffer, plan, context)
+        except BaseException:
+            buffer.written.lost = True
+            raise
+
+    def _written(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
+        rows: Iterable[Row] = ()
+        verb = plan.shape.verb
+        if plan.whole:
+            rows = whole_rows(plan, plan.rode) if plan.rode else ()
+        elif plan.blind:
+            return
+        elif verb == "create":
+            if dropped(plan, context):
+                plan.counts = went_in(connection, plan, context.compiled_parameters)
+            rows = inserted(plan, context) if plan.many else inserted_one(plan, context)
+        else:
+            sets = matched(plan, context)
+            if sets is None:
+                sets = still_there(connection, plan, context.compiled_parameters)
+            if plan.foretold is not None:
+                rows = plan.foretold if sets else ()
+            else:
+                rows = updated(plan, buffer, sets) if verb == "update" else deleted(plan, buffer, sets)
+        if plan.reached is not None:
+            self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
+        elif plan.many or plan.whole or plan.codec.triggered:
+            self._tell(connection, buffer, plan, rows)
+        else:
+            self._emit(connection, buffer, plan, tuple(rows))
+
+    def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Iterable[Row]) -> None:
+        """A portion at a time: of a statement with a million sets of parameters, no million rows are made at once."""
+        for some in portions(rows, PORTION):
+            if plan.codec.triggered and plan.shape.verb != "delete":
+                refresh(connection, plan, some)
+            self._emit(connection, buffer, plan, some)
+
+    def _cascaded(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[Row]) -> None:
+        """What a statement wrote and what the database changed with it, in an order that foreign keys allow on a replay."""
+        assert self._cascades is not None
+        caused = self._cascades.changed(connection, plan, plan.reached, rows, self._preparing.missed) if rows else ()
+        own = ((plan, rows),)
+        for one, of_one in chain(caused, own) if plan.verb == "delete" else chain(own, caused):
+            if one is plan:
+                self._tell(connection, buffer, one, of_one)
+            elif not self._marks.sees(one.table, plan):
+                self._emit(connection, buffer, one, of_one)
+
+    def failed(self, context: Any) -> None:
+        """A statement failed. SQLite keeps what its earlier sets of parameters wrote, unless the caller rolls back."""
+        connection, execution = context.connection, context.execution_context
+        if connection is None or execution is None:
+            return
+        quiet.failed(execution)
+        buffer = buffer_of(connection)
+        if buffer.guarded:
+            self._marks.done(connection)
+        of_driver = isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error)
+        if not of_driver and buffer.written.counts and gaps.rolls_back(context.statement, execution):
+            buffer.written.lost = True  # a listener's error: nobody knows whether it has run
+        while (plan := buffer.plan_of(execution)) is not None:
+            buffer.plans.pop()
+            carry = getattr(plan, "carry", None)
+            if carry is not None and self._carrier is not None:
+                self._carrier.failed(plan, context)
+            if self._writer is not None and getattr(plan, "within", None):
+                self._writer.failed(plan, context)
+            if not of_driver and _has_run(execution.cursor):
+                # a listener's error, after the statement
+                if carry is not None and self._carrier is not None:
+                    self._carrier.ran(buffer, plan, execution.cursor.rowcount)
+                else:
+                    buffer.written.lost = True
+            if plan.counts is not None and connection.dialect.name == "sqlite":
+                self._done(connection, buffer, plan, execution)
+
+
+def _has_run(dbapi_cursor: Any) -> bool:
+    """Whether a statement has been executed that may have written something."""
+    return dbapi_cursor is not None and (dbapi_cursor.rowcount > 0 or dbapi_cursor.description is not None)
