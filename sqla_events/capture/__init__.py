@@ -25,6 +25,7 @@ from .cascades import Cascades
 from .catalog import Catalog
 from .choice import Choice, columns
 from .codec import TableCodec
+from .flushed import forget_tables
 from .listener import Listener
 from .make import Maker
 from .marks import Marks
@@ -313,6 +314,7 @@ class Capture:
         if self._cascades is not None:
             self._cascades.forget()
         forget_attributes()
+        forget_tables()
 
     def _operations(self, schema: str | None, table: str, how: Callable[[Choice], Callable[..., bool]], *of: Any) -> frozenset[str]:
         """The operations on a table that are captured."""

@@ -54,7 +54,8 @@ VARYING = (*OWN, *SHARED[ABOUT])
 FIXED = (*SHARED[: ABOUT.start], *SHARED[ABOUT.stop :])
 """Those that are literals."""
 
-_PLACES = tuple(f"sqla_events_{number}" for number in range(len(VARYING) + 1))
+_PLACES = tuple(f"sqla_events {number}" for number in range(len(VARYING) + 1))
+"""Names of parameters that no bind of the caller's has: SQLAlchemy writes none with a space."""
 
 WHOLE_NUMBERS = ("int2", "int4", "int8")
 
@@ -199,7 +200,7 @@ def carrying(told: Program, compiled: Any, shape: Shape, codec: TableCodec) -> P
     driver = dialect.driver in DRIVERS and dialect.paramstyle in ("pyformat", "numeric_dollar")
     if not driver or told.unsaid or compiled.ctes or shape.verb not in codec.operations:
         return told
-    returning = compiled.effective_returning or ()
+    returning = compiled.effective_returning or getattr(compiled.statement, "_returning", ())
     if shape.verb == "create":
         makes_key = _makes_key(told, returning, codec)
         carries = shape.given and (makes_key or not (told.answered or returning))

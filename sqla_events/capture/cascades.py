@@ -279,7 +279,7 @@ def _parents(connection: Connection, plan: Plan, context: Any, names: Sequence[s
     """The statement's rows, locked."""
     if plan.shape.by_key is None:
         sets = context.compiled_parameters
-        return [row for given in sets for row in present_rows(connection, plan, context, given, names)]
+        return [row for given in sets for row in present_rows(connection, plan, context, given, names) or ()]
     keys = [tuple(given[label] for _, label in plan.shape.by_key) for given in context.compiled_parameters]
     return matching(connection, plan, plan.codec, plan.codec.key, keys, names, lock=True, bound=True)
 

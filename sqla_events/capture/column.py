@@ -272,7 +272,7 @@ def _binder(kind: TypeEngine[Any], dialect: Dialect) -> tuple[Form | None, TypeE
         if isinstance(kind, PickleType):
             return _chain([*steps, _pickled(kind)]), sa.LargeBinary()
         if isinstance(kind, sa.Interval):
-            return _chain(steps), sa.Interval()
+            return _chain(steps), sa.Interval(kind.native, kind.second_precision, kind.day_precision)
         if type(kind).process_bind_param is not TypeDecorator.process_bind_param:
             steps.append(_processed(kind, dialect))
         own = type(kind).load_dialect_impl is not TypeDecorator.load_dialect_impl

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
 from .buffer import buffer_of
+from .plan import key_columns
 
 MAX_STATES = 20_000
 """More are leftovers of updates that turned out to change nothing."""
@@ -48,6 +50,33 @@ def _remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
         states = buffer_of(connection).states_of(connection)
         if len(states) > MAX_STATES:
             states.clear()
-        for table in mapper.tables:
-            states[table, state.key[1]] = state
+        for table, attributes in _tables(mapper):
+            key = state.key[1] if attributes is None else _key(state, attributes)
+            states[table, key] = state
     return EXT_CONTINUE
+
+
+@lru_cache(maxsize=4096)
+def _tables(mapper: Mapper[Any]) -> list[tuple[sa.Table, tuple[str, ...] | None]]:
+    """The tables of a mapped class, each with the attributes that its key is made of; None where that is the identity of the object."""
+    identity = [mapper._columntoproperty.get(column) for column in mapper.primary_key]
+    found: list[tuple[sa.Table, tuple[str, ...] | None]] = []
+    for table in mapper.tables:
+        if isinstance(table, sa.Table):
+            key = [mapper._columntoproperty.get(table.columns[name]) for name in key_columns(table)]
+            if key == identity:
+                found.append((table, None))
+            elif None not in key:
+                found.append((table, tuple(one.key for one in key if one is not None)))
+    return found
+
+
+def _key(state: Any, attributes: tuple[str, ...]) -> tuple[Any, ...]:
+    """A key as the database has it."""
+    committed, current = state.committed_state, state.dict
+    return tuple(committed[name] if name in committed else current.get(name) for name in attributes)
+
+
+def forget_tables() -> None:
+    """A mapped class may have further ones."""
+    _tables.cache_clear()

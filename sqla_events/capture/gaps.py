@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import dml
 
-from .plan import table_of
+from .plan import table_of, target_of, unwrapped
 
 OnGap = Callable[[str | None, str, str, str], None]
 """(schema, table, statement, reason)"""
@@ -37,10 +37,24 @@ def look(on_gap: OnGap, sql: str, context: Any, caught: Container[Any] = ()) -> 
     compiled = getattr(context, "compiled", None)
     if ctes := getattr(compiled, "ctes", None):
         for cte in ctes:
-            if cte not in caught and isinstance(cte.element, dml.UpdateBase) and (table := table_of(cte.element)) is not None:
-                on_gap(table.schema, str(table.name), sql, "a data-modifying CTE")
+            if cte not in caught and isinstance(cte.element, dml.UpdateBase) and (name := name_of(cte.element)) is not None:
+                on_gap(*name, sql, "a data-modifying CTE")
     elif compiled is None or not (context.isinsert or context.isupdate or context.isdelete):
         _look_at_text(on_gap, sql)
+
+
+def look_at_target(on_gap: OnGap, element: Any, sql: str) -> None:
+    """Report a statement on a ``table()`` that stands for none that is declared: its key and types are not known."""
+    statement = unwrapped(element)
+    if isinstance(statement, dml.UpdateBase) and table_of(statement) is None and (name := name_of(statement)) is not None:
+        on_gap(*name, sql, "a statement on a table() that no Table is declared for")
+
+
+def name_of(statement: dml.UpdateBase) -> tuple[str | None, str] | None:
+    """Schema and name of what a statement writes to, if it has one."""
+    target = target_of(statement)
+    name = getattr(target, "name", None)
+    return None if name is None else (getattr(target, "schema", None), str(name))
 
 
 _LITERAL = re.compile(r"'(?:[^']|'')*'")

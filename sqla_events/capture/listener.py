@@ -191,6 +191,8 @@ class Listener:
         if known is None or known[0] is not self._knowledge or known[1]() is not element:
             known = self._find_out(element, compiled)
         if known is None:
+            if (on_gap := self._on_unseen(connection)) is not None:
+                gaps.look_at_target(on_gap, element, compiled.string)
             return None
         if buffer is None:
             buffer = buffer_of(connection)

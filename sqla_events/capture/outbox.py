@@ -188,7 +188,7 @@ def _insert(dialect: Dialect, tables: Tables) -> str:
     if dialect.paramstyle == "numeric_dollar":
         marks = [f"${number}::{kind}" for number, kind in enumerate(NUMBERED_KINDS, 1)]
     else:
-        marks = ["?" if dialect.paramstyle == "qmark" else "%s"] * len(COLUMNS)
+        marks = ["?" if dialect.name == "sqlite" else "%s"] * len(COLUMNS)  # which its driver takes whatever SQLAlchemy writes
     return f"INSERT INTO {_table(tables)} ({NAMES}) VALUES ({', '.join(marks)})"
 
 

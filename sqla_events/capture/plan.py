@@ -72,24 +72,43 @@ def _shape(statement: Any) -> Shape | None:
         return Shape(table, verb, by_key, False, False, False, len(conjuncts) == len(by_key or ()), replaces)
     clause = statement._post_values_clause
     values = statement._values or statement._multi_values
-    plain = not values and statement.select is None and clause is None and not words
+    declared = isinstance(target_of(statement), sa.Table)  # or nobody has told SQLAlchemy the types of what is given
+    plain = declared and not values and statement.select is None and clause is None and not words
     upsert = type(clause).__name__ == "OnConflictDoUpdate" or replaces
     sorted_ = statement._sort_by_parameter_order and not statement._returning
     return Shape(table, verb, None, plain, upsert, sorted_, replaces=replaces)
 
 
 def table_of(statement: Any) -> sa.Table | None:
-    """The table that a statement writes, behind an alias too.
+    """The table that a statement writes; None of one that nobody has declared."""
+    target = target_of(statement)
+    if isinstance(target, sa.Table):
+        return target._deannotate() if target._annotations else target
+    return _declared(target) if isinstance(target, sa.TableClause) else None
 
-    A bulk statement on a mapped class goes out once for each of its tables, and says which by an annotation alone.
+
+def target_of(statement: Any) -> Any:
+    """What a statement writes to, behind an alias too.
+
+    A bulk statement on a mapped class goes out once for each of its tables, and says which by an annotation alone. Of a class
+    that is loaded with the tables of its subclasses (``with_polymorphic``), it names their join and writes the class's own.
     """
     said = statement._annotations
-    table = said.get("_emit_update_table", said.get("_emit_insert_table", statement.table))
-    while isinstance(table, sa.sql.selectable.AliasedReturnsRows):
-        table = table.element
-    if not isinstance(table, sa.Table):
+    target = said.get("_emit_update_table", said.get("_emit_insert_table", statement.table))
+    while isinstance(target, sa.sql.selectable.AliasedReturnsRows):
+        target = target.element
+    mapper = target._annotations.get("parentmapper") if isinstance(target, sa.Join) else None
+    return target if mapper is None else mapper.local_table
+
+
+def _declared(clause: sa.TableClause) -> sa.Table | None:
+    """The table of a mapped application's metadata that a mere ``table()`` means, if there is just one and it has these columns."""
+    name = f"{clause.schema}.{clause.name}" if clause.schema else clause.name
+    metadata = {registry.metadata for registry in sa.orm.mapperlib._all_registries()}
+    found = [one.tables[name] for one in metadata if name in one.tables]
+    if len(found) != 1 or not all(column.key in found[0].c and found[0].c[column.key].name == column.name for column in clause.c):
         return None
-    return table._deannotate() if table._annotations else table
+    return found[0]
 
 
 def _by_key(conjuncts: list[Any], table: sa.Table) -> tuple[tuple[str, str], ...] | None:
@@ -98,6 +117,7 @@ def _by_key(conjuncts: list[Any], table: sa.Table) -> tuple[tuple[str, str], ...
         if isinstance(one, BinaryExpression) and one.operator is operators.eq:
             column, value = one.left, one.right
             named = isinstance(value, BindParameter) and not value.unique and value.callable is None
+            named = named and not (value.literal_execute or value.expanding)  # which are no parameters when it runs
             if named and isinstance(column, sa.Column) and column.table is table:
                 found[str(column.key)] = str(value.key)
     keys = key_columns(table)

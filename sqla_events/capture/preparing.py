@@ -47,8 +47,8 @@ class Preparation:
             if plan.within is not None:
                 return plan.within.sql, plan.within.parameters
         plan.look_before = self._looks_before(plan, context)
-        if plan.look_before and not by_driver:
-            plan.before = present_rows(connection, plan, context, context.compiled_parameters[0])
+        if plan.look_before and not by_driver and not self._look_before(connection, plan, sql, context):
+            return sql, parameters
         if plan.shape.upsert and plan.standing is None and not ride.old_rides(plan, context.dialect):
             self._find_standing(connection, plan, context)
         ridden = ride.along(plan, sql, context)
@@ -66,6 +66,14 @@ class Preparation:
     def _looks_before(self, plan: Plan, context: Any) -> bool:
         wanted = plan.verb == "update" and plan.whole and (plan.want_old or moves(plan))
         return wanted and not ride.old_rides(plan, context.dialect)
+
+    def _look_before(self, connection: Connection, plan: Plan, sql: str, context: Any) -> bool:
+        """Read the rows; False where that cannot be, and nothing else tells them."""
+        plan.before = present_rows(connection, plan, context, context.compiled_parameters[0])
+        if plan.before is None and moves(plan):
+            self._blind(plan, sql)
+            return False
+        return True
 
     def _blind(self, plan: Plan, sql: str) -> None:
         plan.whole = plan.own = False

@@ -140,7 +140,7 @@ class Results:
         else:
             sets = matched(plan, context)
             if sets is None:
-                sets = still_there(connection, plan, context.compiled_parameters)
+                sets = still_there(connection, plan, context.compiled_parameters, context.rowcount)
             if plan.foretold is not None:
                 rows = plan.foretold if sets else ()
             else:

@@ -19,9 +19,9 @@ from sqlalchemy.engine import cursor
 from .column import Loaded, as_it_is, load_rows
 from .plan import Plan, moves, needed_keys
 
-OLD = "old."
-INSERTED = "inserted?"
-"""Whether an upsert inserted: PostgreSQL's ``xmax = 0``."""
+OLD = "\0old."
+INSERTED = "\0inserted"
+"""Whether an upsert inserted: PostgreSQL's ``xmax = 0``. No column can be called so."""
 
 CHUNK = 1000
 """Rows that are taken off a cursor at a time: a statement that writes a million must not hold a million in Python."""
@@ -52,8 +52,13 @@ def along(plan: Plan, sql: str, context: Any) -> str:
     if not wanted:
         return sql
     plan.ride = wanted
-    joint = ", " if context.compiled.effective_returning else " RETURNING "
+    joint = ", " if returns(context.compiled) else " RETURNING "
     return sql + ("\n" if "--" in sql else "") + joint + ", ".join(columns(plan, context, compiled_target(context)))
+
+
+def returns(compiled: Any) -> bool:
+    """Whether a statement returns anything, text too."""
+    return bool(compiled.effective_returning) or bool(getattr(compiled.statement, "_returning", ()))
 
 
 def columns(plan: Plan, context: Any, target: Any, keys: Sequence[str] | None = None) -> list[str]:

@@ -219,8 +219,8 @@ def updated_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapp
     if rode:
         after.update((key, value) for key, value in rode.items() if key in program.moved)
     key = {name: given[label] for name, label in shape.by_key or ()}
-    state = buffer.states.pop((shape.table, tuple(key.values())), None)
-    before = {} if state is None else _olds(state, shape.table, after)
+    state = _remembered(plan, buffer, key)
+    before = {} if state is None or not state.committed_state else _olds(state, shape.table, after)
     return Row(key, before, after, program.unknown if rode is None else ())
 
 
@@ -233,12 +233,20 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
     """What a DELETE by key has removed."""
     shape = plan.shape
     key = {name: given[label] for name, label in shape.by_key or ()}
-    before = known_values(buffer.states.pop((shape.table, tuple(key.values())), None), shape.table)
+    before = known_values(_remembered(plan, buffer, key), shape.table)
     before.update(key)
     return Row(key, before)
 
 
 # What the session knows ---------------------------------------------------------------------------------------------
+
+
+def _remembered(plan: Plan, buffer: Buffer, key: dict[str, Any]) -> Any:
+    """The object behind a row that the unit of work writes, whose statements have a cache of their own. For others there may be one
+    left of a flush that found nothing to change.
+    """
+    state = buffer.states.pop((plan.shape.table, tuple(key.values())), None)
+    return state if state is not None and "compiled_cache" in plan.context.execution_options else None
 
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:
@@ -282,8 +290,11 @@ _IS_VALUE = _Kinds()
 
 @lru_cache(maxsize=4096)
 def _attributes(mapper: Any, table: sa.Table) -> dict[str, str]:
-    """Column key -> attribute name of a mapped class, for one of its tables."""
-    found = {column.key: mapper._columntoproperty.get(column) for column in table.columns}
+    """Column key -> attribute name of a mapped class, for one of its tables. Not of columns whose type has SQL of its own on the way
+    to the database or back: what the session has of an encrypted one is not what is stored.
+    """
+    columns = (one for one in table.columns if not (one.type._has_bind_expression or one.type._has_column_expression))
+    found = {column.key: mapper._columntoproperty.get(column) for column in columns}
     return {key: prop.key for key, prop in found.items() if prop is not None}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.types import TypeEngine
 
+from .. import encoding
 from . import pipeline
 from .codec import TableCodec
 from .column import Loaded, as_it_is, load_rows
@@ -37,11 +38,12 @@ def reserve(connection: Connection) -> None:
 
 def present_rows(
     connection: Connection, plan: Plan, context: Any, given: Mapping[str, Any], names: Sequence[str] = ()
-) -> list[Values]:
+) -> list[Values] | None:
     """The rows that the statement's WHERE selects now, locked, with every column that events need, or those that are named.
 
     The WHERE is that of the compiled statement: an ORM statement gets criteria of its class there. Its parameters are
-    found by their identity, since a compiled statement is shared by all that look like it.
+    found by their identity, since a compiled statement is shared by all that look like it. None where one of them is known no more
+    (``literal_execute``).
     """
     reserve(connection)
     target, names = compiled_target(context), names or needed_keys(plan)
@@ -52,6 +54,12 @@ def present_rows(
     compiled = query.compile(dialect=connection.dialect)
     known = context.compiled.bind_names
     values = {name: given[known[bound]] for bound, name in compiled.bind_names.items() if known.get(bound) in given}
+    for bound, name in compiled.bind_names.items():
+        if name not in values and bound.required:
+            several = (context._expanded_parameters or {}).get(known.get(bound))
+            if several is None:
+                return None
+            values[name] = [given[one] for one in several]
     return list(_rows(plan.codec, names, _run(connection, plan, query, values)))
 
 
@@ -83,7 +91,9 @@ def _columns(reader: TableCodec, source: Any, names: Sequence[str]) -> sa.Select
 
 
 def _column(column: Any, kind: TypeEngine[Any]) -> Any:
-    return sa.cast(column, sa.Text()) if isinstance(kind, sa.JSON) else sa.type_coerce(column, kind)
+    if isinstance(kind, sa.JSON):
+        return sa.cast(column, sa.Text())
+    return sa.type_coerce(column, sa.types.NullType() if kind._has_column_expression else kind)
 
 
 def _run(connection: Connection, plan: Plan, query: sa.Select[Any], values: Mapping[str, Any]) -> Any:
@@ -94,26 +104,46 @@ def _run(connection: Connection, plan: Plan, query: sa.Select[Any], values: Mapp
 
 
 def _rows(reader: TableCodec, names: Sequence[str], result: Any) -> Iterator[Values]:
-    json = {key: codec for key, codec in reader.columns.items() if codec.is_json}
-    loads = [json[key].loader(None) if key in json else as_it_is for key in names]
+    raw = {key: codec for key, codec in reader.columns.items() if codec.is_json or codec.kind._has_column_expression}
+    loads = [raw[key].loader(None) if key in raw else as_it_is for key in names]
     return load_rows(names, loads, result)
 
 
-def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """After an UPDATE by key that matched fewer rows than it has sets of parameters: the sets whose row exists."""
-    codec = plan.codec
-    keys = [tuple(key_after(plan, given).values()) for given in sets]
-    found = {codec.key_text(row) for row in matching(connection, plan, codec, codec.key, keys, codec.key, bound=True)}
-    return [given for given in sets if codec.key_text(key_after(plan, given)) in found]
+def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]], matched: int) -> list[Mapping[str, Any]]:
+    """After an UPDATE by key that matched fewer rows than it has sets of parameters: the sets that it did."""
+    keys = [key_after(plan, given) for given in sets]
+    return [*compress(sets, _done(connection, plan, sets, keys, matched))]
 
 
 def went_in(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[int]:
-    """After an INSERT that let fewer rows in than it has sets of parameters: for each set whether its row is there."""
+    """After an INSERT that let fewer rows in than it has sets of parameters: for each set whether its row went in."""
+    if plan.rows == 0:
+        return [0] * len(sets)
+    keys = [{name: given[name] for name in plan.codec.key} for given in sets]
+    return [*map(int, _done(connection, plan, sets, keys, plan.rows))]
+
+
+def _done(
+    connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]], keys: Sequence[Mapping[str, Any]], count: int
+) -> list[bool]:
+    """Which sets of parameters have been written: their row is there, and as they say. One of the same key may have been in the way
+    of another, which a trigger or a policy has kept from being written.
+    """
     codec = plan.codec
-    keys = [{name: given[name] for name in codec.key} for given in sets]
+    given = [key for key in plan.program.given if key in codec.columns]
+    names = tuple(dict.fromkeys((*codec.key, *given)))
     wanted = [tuple(key.values()) for key in keys]
-    found = {codec.key_text(row) for row in matching(connection, plan, codec, codec.key, wanted, codec.key, bound=True)}
-    return [int(codec.key_text(key) in found) for key in keys]
+    there = {codec.key_text(row): row for row in matching(connection, plan, codec, codec.key, wanted, names, bound=True)}
+    found = [there.get(codec.key_text(key)) for key in keys]
+    if sum(row is not None for row in found) != count:
+        found = [row if row is not None and _is_as_given(codec, row, one, given) else None for row, one in zip(found, sets, strict=True)]
+    return [row is not None for row in found]
+
+
+def _is_as_given(codec: TableCodec, row: Values, given: Mapping[str, Any], names: Sequence[str]) -> bool:
+    sides = ({key: row[key] for key in names}, {key: given[key] for key in names})
+    mine, theirs = (encoding.dumps(codec.side(side, "after", {})) for side in sides)
+    return mine == theirs
 
 
 def refresh(connection: Connection, plan: Plan, rows: Sequence[Row]) -> None:

@@ -84,7 +84,7 @@ class Writer:
             and not (executemany or plan.own or plan.shape.upsert or plan.reached or plan.codec.cascades)
             and plan.verb in plan.codec.operations
             and not context._is_server_side
-            and not context.compiled.effective_returning
+            and not ride.returns(context.compiled)
             and not context.compiled.ctes
             and not context.execution_options.get("no_parameters")  # then nobody halves what is doubled for parameters
             and (not wants_old or ride.old_rides(plan, dialect))
@@ -153,7 +153,7 @@ def _bound(dialect: Any, parameters: Any, extra: tuple[Any, ...]) -> tuple[list[
     if dialect.paramstyle == "numeric_dollar":
         first = len(parameters) + 1
         return [f"${number}::{kind}" for number, kind in enumerate(kinds, first)], (*parameters, *extra)
-    names = [f"sqla_events_{number}" for number in range(len(extra))]
+    names = [f"sqla_events {number}" for number in range(len(extra))]  # as no bind of the caller's is called
     given = {**parameters, **dict(zip(names, extra, strict=True))}
     return [f"%({name})s::{kind}" for name, kind in zip(names, kinds, strict=True)], given
 

@@ -60,11 +60,16 @@ def plain_table(
     :param name: another name, in ``schema``.
     """
     columns = (
-        sa.Column(column.name, ColumnCodec(column, dialect).kind, primary_key=column.primary_key, autoincrement=False)
+        sa.Column(column.name, _plain(ColumnCodec(column, dialect).kind), primary_key=column.primary_key, autoincrement=False)
         for column in table.columns
     )
     schema = schema if name else table.schema
     return sa.Table(name or table.name, sa.MetaData(), *columns, schema=schema, info={_COMPUTED: frozenset(computed)})
+
+
+def _plain(kind: Any) -> Any:
+    """A type without SQL of its own on the way to the database: events have what is stored."""
+    return sa.types.NullType() if kind._has_bind_expression else kind  # noqa: SLF001 - nothing else tells
 
 
 _COMPUTED = "sqla_events_computed"
