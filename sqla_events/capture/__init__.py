@@ -42,6 +42,9 @@ Committing = Callable[[Written], After]
 
 DRAIN_AT = 1000
 
+FAILED_TRANSACTION = "25P02"
+"""SQLSTATE of what comes after a statement that has failed."""
+
 _committed: ContextVar[tuple[After, ...]] = ContextVar("sqla_events_committed", default=())
 
 
@@ -150,7 +153,10 @@ class Capture:
                 self._refuse_loss(buffer)
             if buffer.rows:
                 self._drain(connection, buffer)
-        except BaseException:
+        except BaseException as error:
+            if getattr(error.__cause__, "sqlstate", None) == FAILED_TRANSACTION:  # PostgreSQL makes a ROLLBACK of its COMMIT
+                buffer.clear()
+                return None
             # SQLAlchemy takes a transaction whose commit hook raised for over and gives its connection back as it is:
             # the next one to get it would commit our half.
             if not connection.invalidated:

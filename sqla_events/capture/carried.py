@@ -41,7 +41,7 @@ from .frame import ROWS
 from .make import a_number
 from .outbox import ABOUT, COLUMNS, KINDS, NUMBERED_KINDS, OWN, SHARED, Captured
 from .plan import Plan, Program, Row, Shape
-from .rows import deleted_row, foretold, inserted_row, lacks_key, updated_row
+from .rows import deleted_row, foretold, inserted_row, lacks_key, sets_of, updated_row
 from .within import DRIVERS
 
 Events = Callable[[Connection, Plan, Sequence[Row]], list[Captured]]
@@ -144,7 +144,7 @@ def _key_is_whole(plan: Plan, stored: Stored) -> bool:
 
 
 def _rows(plan: Plan, buffer: Buffer, context: Any, key: int | None) -> list[Row]:
-    sets = context.compiled_parameters
+    sets = sets_of(plan, context)
     if key is not None:
         return [foretold(plan, sets[0], key)]
     if plan.shape.verb == "create":

@@ -147,8 +147,10 @@ class ColumnCodec:
 
     def stored(self, value: Any) -> Any:
         """What the database stores of a value that is bound."""
-        if self.bind is not None:
-            value = self.bind(value)
+        return self.settled(value if self.bind is None else self.bind(value))
+
+    def settled(self, value: Any) -> Any:
+        """The same of a value at the level of the SQL type."""
         if type(value) is not self.expected:
             value = self.near(value)
         return self.rounder(value) if self.rounder is not None and type(value) is Decimal else value
@@ -160,6 +162,20 @@ class ColumnCodec:
         if value is None or isinstance(value, sa.sql.elements.Null):  # a parameter that JSON takes for NULL
             return None
         return _strict(str(value) if type(value) is JsonText else self.dumps(value), pointer, types)
+
+    def unbinder(self) -> Form | None:
+        """What makes of a parameter, as the driver gets it, the value that the database stores; None if nothing does.
+
+        A TypeDecorator may bind each time another value (a ciphertext): it must not be asked twice.
+        """
+        if self.bind is None or self.is_json:
+            return None
+        if self._impl.bind_processor(self._dialect) is None:
+            return self.settled
+        if self._dialect.name != "sqlite":
+            return None
+        load = self.loader(None)
+        return lambda raw: self.settled(load(raw))
 
     def loader(self, code: Any) -> Form:
         """What brings a value that the driver returned with this type code to the level of the SQL type."""

@@ -20,8 +20,10 @@ OnText = Callable[[Connection, str, str | None], None]
 
 _NAME = r"(?:ONLY\s+)?([\w.\"`\[\]]+)"
 _LEAD = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_EXPLAIN = r"(?:EXPLAIN\s+(?:ANALY[ZS]E|\([^)]*ANALY[ZS]E[^)]*\))\s+(?:VERBOSE\s+)?)?"
+"""Which executes."""
 _TEXT = re.compile(
-    rf"{_LEAD}(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|REPLACE\s+INTO|UPDATE(?:\s+OR\s+\w+)?|DELETE\s+FROM|MERGE\s+INTO"
+    rf"{_LEAD}{_EXPLAIN}(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|REPLACE\s+INTO|UPDATE(?:\s+OR\s+\w+)?|DELETE\s+FROM|MERGE\s+INTO"
     rf"|TRUNCATE(?:\s+TABLE)?|COPY(?=\s+[^(\s]+(?:\s*\([^)]*\))?\s+FROM))\s+{_NAME}",
     re.IGNORECASE | re.DOTALL,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +177,8 @@ class Program(msgspec.Struct, frozen=True):
     """Of an INSERT's rows, where nothing but their parameters tells what they are."""
     unknown: tuple[str, ...] = ()
     """Names of the columns that may get a value that no parameter says."""
+    bound: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = ()
+    """Of columns of TypeDecorators: key, place among the driver's parameters, and what makes of that one what is stored."""
     carries: bool = False
     """Its executions may take their event along, see ``carried``."""
     makes_key: bool = False
@@ -211,7 +213,18 @@ def program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
         bool(returning) or not all(key in given for key in codec.key),
         common(codec, moved, given),
         tuple(str(columns[key].name) for key in sorted(moved)),
+        tuple(_bound(compiled, given, codec)),
     )
+
+
+def _bound(compiled: Any, given: Iterable[str], codec: TableCodec) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
+    if compiled.literal_execute_params or compiled.post_compile_params:
+        return  # the places of parameters are others at each execution
+    for key in given:
+        column = codec.columns.get(key) or codec.key_codecs.get(key)
+        unbind = None if column is None else column.unbinder()
+        if unbind is not None:
+            yield key, compiled.positiontup.index(key) if compiled.positional else compiled.escaped_bind_names.get(key, key), unbind
 
 
 def common(codec: TableCodec, moved: frozenset[str], known: Iterable[str]) -> Common:

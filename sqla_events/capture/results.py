@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from itertools import chain, compress
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -15,7 +15,7 @@ from .cascades import Cascades
 from .marks import Marks
 from .plan import Plan, Row
 from .preparing import Preparation
-from .rows import deleted, dropped, inserted, inserted_one, matched, updated, whole_rows
+from .rows import deleted, dropped, inserted, inserted_one, matched, sets_of, updated, whole_rows
 from .select import portions, refresh, still_there, went_in
 
 PORTION = 1000
@@ -140,7 +140,8 @@ class Results:
         else:
             sets = matched(plan, context)
             if sets is None:
-                sets = still_there(connection, plan, context.compiled_parameters, context.rowcount)
+                there = still_there(connection, plan, context.compiled_parameters, context.rowcount)
+                sets = [*compress(sets_of(plan, context), there)]
             if plan.foretold is not None:
                 rows = plan.foretold if sets else ()
             else:
@@ -179,6 +180,7 @@ class Results:
         buffer = buffer_of(connection)
         if buffer.guarded:
             self._marks.done(connection)
+        _hide_ride(context, execution)
         of_driver = isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error)
         if not of_driver and buffer.written.counts and gaps.rolls_back(context.statement, execution):
             buffer.written.lost = True  # a listener's error: nobody knows whether it has run
@@ -197,6 +199,13 @@ class Results:
                     buffer.written.lost = True
             if plan.counts is not None and connection.dialect.name == "sqlite":
                 self._done(connection, buffer, plan, execution)
+
+
+def _hide_ride(context: Any, execution: Any) -> None:
+    """An error shows what the caller has written, without what was to ride along."""
+    error, written = context.sqlalchemy_exception, execution.statement
+    if written and str(getattr(error, "statement", "")).startswith(written):
+        error.statement = written
 
 
 def _has_run(dbapi_cursor: Any) -> bool:

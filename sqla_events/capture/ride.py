@@ -136,7 +136,8 @@ def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> Iterator[list[dict[
     else:
         context.cursor_fetch_strategy = cursor._NO_CURSOR_DML
     if not context.isinsert:
-        context._rowcount = total
+        counts = context.dialect.name != "sqlite" or not context.statement.startswith("WITH")  # of which SQLite's driver tells nothing
+        context._rowcount = total if counts else -1
 
 
 def _tell_rowid(plan: Plan, dbapi_cursor: Any, ridden: Sequence[Any]) -> None:

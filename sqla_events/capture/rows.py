@@ -86,6 +86,17 @@ def _split(row: dict[str, Loaded]) -> tuple[dict[str, Loaded], dict[str, Loaded]
 _Set = TypeVar("_Set")
 
 
+def sets_of(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]]:
+    """Sets of parameters by name, as the caller gave them; of TypeDecorators as they were bound."""
+    sets: Sequence[Mapping[str, Any]] = context.compiled_parameters
+    if not (bound := plan.program.bound):
+        return sets
+    return [
+        {**given, **{key: Loaded(unbind(raw[place])) for key, place, unbind in bound}}
+        for given, raw in zip(sets, context.parameters, strict=True)
+    ]
+
+
 def dropped(plan: Plan, context: Any) -> bool:
     """Whether triggers have let fewer rows in than there are sets of parameters, as far as the driver tells."""
     if plan.counts is not None or plan.ride or plan.program.answered or not all(key in plan.program.given for key in plan.codec.key):
@@ -95,8 +106,8 @@ def dropped(plan: Plan, context: Any) -> bool:
 
 def inserted(plan: Plan, context: Any) -> Iterator[Row]:
     """One row for each set of parameters that went in."""
-    program, sets = plan.program, context.compiled_parameters
-    if program.answered or plan.rode or lacks_key(sets, plan.codec.key):
+    program, sets = plan.program, sets_of(plan, context)
+    if program.answered or plan.rode or lacks_key(context.compiled_parameters, plan.codec.key):
         told = _told(plan, context)
         sets = sets[: len(told)]  # fewer rows where a listener of the user's dropped some
         shared = common(plan.codec, program.moved, (*program.given, *(told[0] if told else ())))
@@ -111,7 +122,7 @@ def inserted_one(plan: Plan, context: Any) -> Iterable[Row]:
     sets = context.compiled_parameters
     if plan.program.answered or plan.rode or plan.counts is not None or lacks_key(sets, plan.codec.key):
         return inserted(plan, context)
-    return (inserted_row(plan, sets[0], None, plan.program.common),)
+    return (inserted_row(plan, sets_of(plan, context)[0], None, plan.program.common),)
 
 
 def inserted_row(plan: Plan, given: Mapping[str, Any], answer: Mapping[str, Any] | None, shared: Common) -> Row:
@@ -179,8 +190,7 @@ def _answer(plan: Plan, key: str, value: Any) -> Any:
 
 def matched(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]] | None:
     """The sets of parameters that have matched a row; None where only a look at the rows can tell."""
-    sets: Sequence[Mapping[str, Any]] = context.compiled_parameters
-    counts = plan.counts
+    sets, counts = sets_of(plan, context), plan.counts
     if counts is None:
         count = context.rowcount
         return () if count == 0 else sets if count == len(sets) or count < 0 or len(sets) == 1 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import compress, islice
+from itertools import islice
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -109,16 +109,15 @@ def _rows(reader: TableCodec, names: Sequence[str], result: Any) -> Iterator[Val
     return load_rows(names, loads, result)
 
 
-def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]], matched: int) -> list[Mapping[str, Any]]:
-    """After an UPDATE by key that matched fewer rows than it has sets of parameters: the sets that it did."""
-    keys = [key_after(plan, given) for given in sets]
-    return [*compress(sets, _done(connection, plan, sets, keys, matched))]
+def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]], matched: int) -> list[bool]:
+    """After an UPDATE by key that matched fewer rows than it has sets of parameters: for each whether it did."""
+    return _done(connection, plan, sets, [key_after(plan, given) for given in sets], matched)
 
 
 def went_in(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[int]:
     """After an INSERT that let fewer rows in than it has sets of parameters: for each set whether its row went in."""
-    if plan.rows == 0:
-        return [0] * len(sets)
+    if len(sets) == 1:
+        return [0]
     keys = [{name: given[name] for name in plan.codec.key} for given in sets]
     return [*map(int, _done(connection, plan, sets, keys, plan.rows))]
 

@@ -1,0 +1,486 @@
+"""What few do: statements on a mere ``table()``, types that encrypt, keys in another order, rows that something keeps out."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from typing import Any, ClassVar
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, registry
+
+from sqla_events import CaptureError, Event
+from sqla_events.signals import Gap
+from tests.capture.conftest import Stage
+from tests.capture.model import Tag
+
+b = sa.bindparam
+
+
+def things() -> tuple[sa.MetaData, sa.Table]:
+    metadata = sa.MetaData()
+    return metadata, sa.Table("things", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.String(50)))
+
+
+def befores(events: list[Event]) -> list[dict[str, Any] | None]:
+    return [event.before for event in events if event.operation == "update"]
+
+
+# What is written to -------------------------------------------------------------------------------------------------
+
+
+def test_a_mere_table_that_a_declared_one_stands_behind(stage: Stage) -> None:
+    """As scripts write it: its columns have no types, so the database tells the rows."""
+    stage.hook()
+    light = sa.table("tags", sa.column("id"), sa.column("name"))
+    with stage.session() as session:
+        session.execute(light.insert(), [{"id": 5, "name": "a"}, {"id": 6, "name": "b"}])
+        session.execute(light.insert().values(id=7, name="c"))
+        session.execute(light.update().where(light.c.id == 5).values(name="d"))
+        session.execute(light.delete().where(light.c.id == b("which")), {"which": 6})
+        session.commit()
+    assert [(event.operation, event.key) for event in stage.check()] == [
+        ("create", "5"), ("create", "6"), ("create", "7"), ("update", "5"), ("delete", "6"),
+    ]  # fmt: skip
+
+
+def test_a_mere_table_that_nobody_declared_is_a_gap(stage: Stage) -> None:
+    """Nothing tells its key."""
+    metadata, _ = things()
+    stage.create(metadata)
+    broker, found = stage.hook(), []
+    broker.signals.subscribe(found.append, Gap)
+    with stage.session() as session:
+        session.execute(sa.table("things", sa.column("id")).insert(), {"id": 1})
+        session.rollback()
+    assert [gap.table for gap in found] == ["things"]
+
+
+def test_a_mere_table_raises_where_gaps_do(stage: Stage) -> None:
+    """Nothing is written then."""
+    metadata, _ = things()
+    stage.create(metadata)
+    stage.hook(on_gap="raise")
+    with stage.session() as session, pytest.raises(CaptureError, match="no Table is declared"):
+        session.execute(sa.table("things", sa.column("id")).insert(), {"id": 1})
+
+
+class Joined(DeclarativeBase):
+    """Classes that are loaded with their subclasses."""
+
+
+class Animal(Joined):
+    __tablename__ = "animals"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    n: Mapped[str | None]
+    __mapper_args__: ClassVar[dict[str, Any]] = {"polymorphic_on": "kind", "polymorphic_identity": "a", "with_polymorphic": "*"}
+
+
+class Cat(Animal):
+    __tablename__ = "cats"
+    id: Mapped[int] = mapped_column(sa.ForeignKey("animals.id"), primary_key=True)
+    __mapper_args__: ClassVar[dict[str, Any]] = {"polymorphic_identity": "c"}
+
+
+def test_a_class_that_is_loaded_with_its_subclasses(stage: Stage) -> None:
+    """The statement names their join, and writes the class's own table."""
+    stage.create(Joined.metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.add_all([Animal(id=1, n="a"), Animal(id=2, n="b"), Cat(id=3, n="c")])
+        session.commit()
+        session.execute(sa.update(Animal).where(Animal.id == 1).values(n="z"))
+        session.query(Animal).filter(Animal.id == 3).update({"n": "q"})
+        session.execute(sa.delete(Animal).where(Animal.id == 2))
+        session.commit()
+    assert [(event.operation, event.key) for event in stage.check(Joined.metadata)[4:]] == [("update", "1"), ("update", "3"), ("delete", "2")]
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sqla_events_0", "sqla_events 0", "old.n", "inserted?", "\N{SNOWMAN} %s %(x)s :y"])
+def test_columns_that_are_called_as_we_call_things(stage: Stage, name: str) -> None:
+    """Nobody's values are taken for ours."""
+    metadata = sa.MetaData()
+    odd = sa.Table("odd", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column(name, sa.String(50)), sa.Column("n", sa.Integer))
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.execute(odd.insert(), {"id": 1, name: "mine", "n": 1})
+        session.execute(odd.update().where(odd.c.id == b("which")), {"which": 1, name: "yours"})
+        session.execute(odd.update().values({name: "theirs"}))
+        session.commit()
+        assert session.execute(sa.select(odd)).one() == (1, "theirs", 1)
+        session.execute(odd.delete())
+        session.commit()
+    events = stage.check(metadata)
+    assert [event.operation for event in events] == ["create", "update", "update", "delete"]
+    assert events[0].after == {"id": 1, name: "mine", "n": 1}
+
+
+def test_a_parameter_that_is_called_as_ours(stage: Stage) -> None:
+    """Of a statement that writes its events itself."""
+    metadata, table = things()
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.execute(table.insert(), [{"id": 1, "n": "a"}, {"id": 2, "n": "a"}])
+        changed = session.execute(table.update().where(table.c.n == b("sqla_events_0")).values(n="b"), {"sqla_events_0": "a"})
+        assert changed.rowcount == 2
+        session.commit()
+    stage.check(metadata)
+
+
+# Types ---------------------------------------------------------------------------------------------------------------
+
+
+class Ciphertext(sa.TypeDecorator[str]):
+    """Another text each time that it is bound."""
+
+    impl = sa.String
+    cache_ok = True
+    numbers = itertools.count()
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else f"{next(self.numbers)}:{value[::-1]}"
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else value.partition(":")[2][::-1]
+
+
+def test_what_is_bound_is_what_the_event_has(stage: Stage) -> None:
+    """A value that has another ciphertext each time is bound once."""
+    metadata = sa.MetaData()
+    secrets = sa.Table(
+        "secrets", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", Ciphertext),
+        sa.Column("at", sa.DateTime), sa.Column("made", sa.Integer, server_default="1"),
+    )  # fmt: skip
+    stage.create(metadata)
+    stage.hook()
+    mapped = type("Secret", (), {})
+    registry().map_imperatively(mapped, secrets)
+    moment = dt.datetime(2026, 1, 2, 3, 4, 5)
+    with stage.session() as session:
+        one: Any = mapped()
+        one.id, one.n, one.at, one.made = 1, "x", moment, 2
+        session.add(one)
+        session.commit()
+        one.n = "y"
+        session.commit()
+        session.execute(secrets.insert(), [{"id": number, "n": "z", "at": moment} for number in (2, 3, 4)])
+        session.execute(secrets.insert(), {"id": 5, "n": None, "at": moment, "made": 3})
+        session.execute(secrets.update().where(secrets.c.id == b("which")), [{"which": 2, "n": "q"}, {"which": 3, "n": None}])
+        session.commit()
+    assert len(stage.check(metadata)) == 8
+
+
+class Sealed(sa.TypeDecorator[str]):
+    """Encrypted by the database."""
+
+    impl = sa.String
+    cache_ok = True
+
+    def bind_expression(self, bindparam: Any) -> Any:
+        return sa.func.upper(bindparam)
+
+    def column_expression(self, column: Any) -> Any:
+        return sa.func.lower(column)
+
+
+class Marked(sa.types.UserDefinedType[str]):
+    """The same of a type of one's own."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TEXT"
+
+    def bind_expression(self, bindvalue: Any) -> Any:
+        return bindvalue.op("||", return_type=self)(sa.literal_column("'#'"))
+
+    def column_expression(self, colexpr: Any) -> Any:
+        return sa.func.rtrim(colexpr, "#", type_=self)
+
+
+@pytest.mark.parametrize("old_values", ["known", "always"])
+@pytest.mark.parametrize("kind", [Sealed, Marked])
+def test_what_the_database_encrypts_is_in_no_event(stage: Stage, kind: Any, old_values: str) -> None:
+    """Not even as an old value, which the session knows decrypted."""
+    metadata = sa.MetaData()
+    secrets = sa.Table("secrets", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("v", kind))
+    stage.create(metadata)
+    stage.hook(old_values=old_values)
+    mapped = type("Secret", (), {})
+    registry().map_imperatively(mapped, secrets)
+    with stage.session() as session:
+        one: Any = mapped()
+        one.id, one.v = 1, "ab"
+        session.add(one)
+        session.commit()
+        assert one.v == "ab"
+        one.v = "cd"
+        session.commit()
+        session.execute(secrets.update().where(secrets.c.id < 5).values(v="ef"))
+        session.commit()
+        assert one.v == "ef"
+        session.delete(one)
+        session.commit()
+    events = stage.check(metadata)
+    stored = {"AB", "CD", "EF"} if kind is Sealed else {"ab#", "cd#", "ef#"}
+    assert {side["v"] for event in events for side in (event.before, event.after) if side and "v" in side} == stored
+
+
+def test_an_interval_that_is_a_timestamp(stage: Stage) -> None:
+    """``native=False``: kept since an epoch."""
+    metadata = sa.MetaData()
+    spans = sa.Table("spans", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("v", sa.Interval(native=False)))
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.execute(spans.insert(), {"id": 1, "v": dt.timedelta(days=1)})
+        session.execute(spans.update().values(v=dt.timedelta(hours=5)))
+        session.commit()
+    assert [event.after["v"] for event in stage.check(metadata)] == [dt.timedelta(days=1), dt.timedelta(hours=5)]  # type: ignore[index]
+
+
+# Old values of the right row -----------------------------------------------------------------------------------------
+
+
+class Named:
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+def other_order() -> tuple[sa.MetaData, Any, Any]:
+    metadata = sa.MetaData()
+    integer = {"type_": sa.Integer, "primary_key": True, "autoincrement": False}
+    table = sa.Table("pairs", metadata, sa.Column("x", **integer), sa.Column("y", **integer), sa.Column("name", sa.String(20)))
+    kind = type("Pair", (Named,), {})
+    registry().map_imperatively(kind, table, primary_key=[table.c.y, table.c.x])
+    return metadata, kind(x=1, y=2, name="a"), kind(x=2, y=1, name="b")
+
+
+def key_of_its_own() -> tuple[sa.MetaData, Any, Any]:
+    class Base(DeclarativeBase):
+        pass
+
+    class Parent(Base):
+        __tablename__ = "bases"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        __mapper_args__: ClassVar[dict[str, Any]] = {"polymorphic_on": "kind", "polymorphic_identity": "b"}
+
+    class Child(Parent):
+        __tablename__ = "children_of_bases"
+        cid: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        base_id: Mapped[int] = mapped_column(sa.ForeignKey("bases.id"))
+        name: Mapped[str]
+        __mapper_args__: ClassVar[dict[str, Any]] = {"polymorphic_identity": "c"}
+
+    return Base.metadata, Child(id=1, cid=2, name="a"), Child(id=2, cid=1, name="b")
+
+
+def join_of_two() -> tuple[sa.MetaData, Any, Any]:
+    metadata = sa.MetaData()
+    first = sa.Table("firsts", metadata, sa.Column("id", sa.Integer, primary_key=True))
+    second = sa.Table(
+        "seconds", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("first_id", sa.ForeignKey("firsts.id")),
+        sa.Column("name", sa.String(20)),
+    )  # fmt: skip
+    kind = type("Both", (Named,), {})
+    properties = {"id": column_property(first.c.id, second.c.first_id), "second_id": second.c.id}
+    registry().map_imperatively(kind, sa.join(first, second), primary_key=[first.c.id], properties=properties)
+    return metadata, kind(id=1, second_id=2, name="a"), kind(id=2, second_id=1, name="b")
+
+
+@pytest.mark.parametrize("make", [other_order, key_of_its_own, join_of_two])
+def test_old_values_are_those_of_the_row(stage: Stage, make: Any) -> None:
+    """Where the identity of an object is not the key of its table, in that order."""
+    metadata, one, other = make()
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.add_all([one, other])
+        session.commit()
+        assert (one.name, other.name) == ("a", "b")
+        one.name, other.name = "A", "B"
+        session.commit()
+        assert (one.name, other.name) == ("A", "B")
+        session.delete(one)
+        session.commit()
+    events = stage.check(metadata)
+    updates = {event.after["name"]: event.before for event in events if event.operation == "update"}  # type: ignore[index]
+    assert updates == {"A": {"name": "a"}, "B": {"name": "b"}}
+    assert [event.before["name"] for event in events if event.operation == "delete" and "name" in (event.before or {})] == ["A"]
+
+
+def test_what_a_flush_left_lends_nothing_to_a_later_statement(stage: Stage) -> None:
+    """It found nothing to change; meanwhile the row has changed without the session."""
+    stage.hook()
+    tags = Tag.__table__
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.commit()
+        tag = session.get_one(Tag, 1)
+        tag.name = "b"
+        tag.name = "a"
+        session.flush()
+        connection = session.connection()
+        connection.execute(sa.update(tags).where(tags.c.name == "a").values(name="mid"))
+        connection.execute(sa.update(tags).where(tags.c.id == b("which")), {"which": 1, "name": "core"})
+        session.commit()
+    assert {"name": "a"} not in befores(stage.check())[1:]
+
+
+# Rows that something keeps out ---------------------------------------------------------------------------------------
+
+
+_KEEP = {
+    "sqlite": [
+        "CREATE TRIGGER keep BEFORE INSERT ON things WHEN EXISTS (SELECT 1 FROM things WHERE id = NEW.id) BEGIN SELECT RAISE(IGNORE); END"
+    ],
+    "postgresql": [
+        (
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $f$ BEGIN "
+            "IF TG_OP = 'UPDATE' AND OLD.id = 1 THEN RETURN NULL; END IF; "
+            "IF TG_OP = 'INSERT' AND EXISTS (SELECT FROM things WHERE id = NEW.id) THEN RETURN NULL; END IF; RETURN NEW; END $f$"
+        ),
+        "CREATE TRIGGER keep BEFORE INSERT OR UPDATE ON things FOR EACH ROW EXECUTE FUNCTION keep()",
+    ],
+}
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_a_row_that_is_there_keeps_out_another(stage: Stage, carry: bool) -> None:
+    """There is no event of what a trigger did not let in, although a row of that key is there."""
+    metadata, table = things()
+    stage.create(metadata)
+    with stage.engine.begin() as connection:
+        for statement in _KEEP[connection.dialect.name]:
+            connection.exec_driver_sql(statement)
+    stage.hook(carry=carry)
+    with stage.session() as session:
+        session.execute(table.insert(), {"id": 1, "n": "first"})
+        session.execute(table.insert(), {"id": 1, "n": "second"})
+        session.execute(table.insert(), [{"id": 1, "n": "third"}, {"id": 2, "n": "new"}])
+        session.execute(table.update().where(table.c.id == b("which")), [{"which": 1, "n": "x"}, {"which": 2, "n": "x"}])
+        session.commit()
+    events = stage.check(metadata)
+    updated = ["2"] if stage.engine.dialect.name == "postgresql" else ["1", "2"]
+    assert [event.key for event in events if event.operation == "create"] == ["1", "2"]
+    assert [event.key for event in events if event.operation == "update"] == updated
+
+
+def test_a_conflict_that_the_table_ignores(stage: Stage) -> None:
+    """SQLite's ON CONFLICT IGNORE of a constraint."""
+    if stage.engine.dialect.name != "sqlite":
+        pytest.skip("SQLite's")
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "things", metadata, sa.Column("id", sa.Integer, primary_key=True, sqlite_on_conflict_primary_key="IGNORE"), sa.Column("n", sa.Integer)
+    )
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.execute(table.insert(), {"id": 1, "n": 1})
+        session.execute(table.insert(), {"id": 1, "n": 2})
+        session.execute(table.insert(), [{"id": 1, "n": 3}, {"id": 2, "n": 4}])
+        session.commit()
+    assert [event.key for event in stage.check(metadata)] == ["1", "2"]
+
+
+# The caller sees what he would without -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old_values", ["known", "always"])
+def test_parameters_that_are_none_when_it_runs(stage: Stage, old_values: str) -> None:
+    """``literal_execute`` and ``expanding``, by name."""
+    metadata, table = things()
+    stage.create(metadata)
+    stage.hook(old_values=old_values)
+    with stage.session() as session:
+        session.execute(table.insert(), [{"id": 1, "n": "a"}, {"id": 2, "n": "b"}])
+        literal = sa.update(table).where(table.c.id == b("which", literal_execute=True))
+        assert session.execute(literal, {"which": 1, "n": "c"}).rowcount == 1
+        several = sa.update(table).where(table.c.id.in_(b("which", expanding=True)))
+        assert session.execute(several, {"which": [1, 2], "n": "d"}).rowcount == 2
+        assert session.execute(sa.delete(table).where(table.c.id == b("which", literal_execute=True)), {"which": 2}).rowcount == 1
+        session.commit()
+    events = stage.check(metadata)
+    assert [event.operation for event in events] == ["create", "create", "update", "update", "update", "delete"]
+    if old_values == "always":
+        assert befores(events)[1:] == [{"n": "c"}, {"n": "b"}]
+
+
+def test_text_that_is_returned(stage: Stage) -> None:
+    """Beside what rides along."""
+    metadata, table = things()
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as session:
+        assert session.execute(table.insert().values(id=1, n="a").returning(sa.text("*"))).all() == [(1, "a")]
+        assert session.execute(table.update().where(table.c.id == 1).values(n="r").returning(sa.text("*"))).all() == [(1, "r")]
+        session.commit()
+    assert [event.operation for event in stage.check(metadata)] == ["create", "update"]
+
+
+@pytest.mark.parametrize("paramstyle", ["named", "numeric", "qmark"])
+def test_ways_of_writing_parameters(stage: Stage, paramstyle: Any) -> None:
+    """SQLAlchemy's are not ours."""
+    if stage.engine.dialect.name != "sqlite":
+        pytest.skip("SQLite's driver takes several")
+    engine = stage.engine = sa.create_engine(stage.engine.url, paramstyle=paramstyle)
+    stage.hook()
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.commit()
+        session.execute(sa.update(Tag).values(name="b"))
+        session.commit()
+    assert [event.operation for event in stage.check()] == ["create", "update"]
+    engine.dispose()
+
+
+def test_an_error_shows_what_the_caller_wrote(stage: Stage) -> None:
+    """Without what was to ride along."""
+    metadata = sa.MetaData()
+    table = sa.Table("things", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.String(9), server_default="d"))
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.execute(table.insert(), [{"id": 1}])
+        with pytest.raises(sa.exc.IntegrityError) as raised:
+            session.execute(table.insert(), [{"id": 1}, {"id": 2}])
+        assert "RETURNING" not in str(raised.value.statement)
+        assert "RETURNING" not in str(raised.value)
+
+
+def test_commit_of_a_failed_transaction(stage: Stage) -> None:
+    """PostgreSQL makes a ROLLBACK of it, and there is no event of what it takes back."""
+    if stage.engine.dialect.name != "postgresql":
+        pytest.skip("PostgreSQL's")
+    stage.hook(carry=False)
+    with stage.session() as session:
+        session.execute(sa.insert(Tag), [{"id": 1, "name": "a"}])
+        with pytest.raises(sa.exc.ProgrammingError):
+            session.execute(sa.text("SELECT * FROM nowhere"))
+        session.commit()
+        session.execute(sa.insert(Tag), [{"id": 2, "name": "a"}])
+        session.commit()
+    assert [event.key for event in stage.check()] == ["2"]
+
+
+def test_explain_analyze_executes(stage: Stage) -> None:
+    """It is a gap, as what it explains would be."""
+    if stage.engine.dialect.name != "postgresql":
+        pytest.skip("PostgreSQL's")
+    broker, found = stage.hook(), []
+    broker.signals.subscribe(found.append, Gap)
+    with stage.session() as session:
+        for how in ("EXPLAIN ANALYZE", "EXPLAIN (COSTS, ANALYZE)", "explain analyze verbose", "EXPLAIN", "EXPLAIN (COSTS)"):
+            session.execute(sa.text(f"{how} UPDATE tags SET name = 'e'"))
+        session.rollback()
+    assert len(found) == 3
