@@ -17,6 +17,7 @@ from ..errors import CaptureError, ConfigError, EventError
 from .column import REDACTED, SQL_NULL, ColumnCodec, Form, Loaded, as_it_is
 from .kept import ByIdentity
 from .replacing import Replacing
+from .stored import is_spelled
 
 UNENCODABLE = "[unencodable]"
 
@@ -72,6 +73,8 @@ class TableCodec:
         self.triggered = _triggered(table, dialect)
         """Keys of columns that triggers set, where RETURNING does not tell."""
         self.replacing = Replacing(table, dialect)
+        self.spelled = any(is_spelled(codec.kind, dialect) for codec in self.key_codecs.values())
+        """Only the database knows how the key of a row is written that a statement names."""
         self._dialect = dialect
         self._kinds: dict[str, TypeEngine[Any]] = {}
         self._plain_key = all(codec.plain_key for codec in self.key_codecs.values())

@@ -8,6 +8,7 @@ lend only what no statement knows: the objects behind a flush, for their old val
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -24,7 +25,7 @@ from .cascades import Cascades
 from .codec import TableCodec
 from .kept import ByIdentity
 from .marks import Marks
-from .plan import Plan, Program, Shape, program, shape_of
+from .plan import Plan, Program, Shape, of_flush, program, shape_of
 from .preparing import Preparation
 from .results import Emit, Results
 from .select import present_rows
@@ -198,6 +199,8 @@ class Listener:
             buffer = buffer_of(connection)
         buffer.begin(connection, self._commit)
         _, _, shape, codec, told = known
+        if codec.spelled and shape.by_key and not of_flush(context):
+            shape = replace(shape, by_key=None)
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
         if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
             self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")

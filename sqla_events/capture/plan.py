@@ -334,6 +334,11 @@ class Plan(msgspec.Struct, eq=False):
         return self.shape.verb
 
 
+def of_flush(context: Any) -> bool:
+    """Whether the unit of work executes this, or a bulk method: they have a cache of their own for compiled statements."""
+    return "compiled_cache" in context.execution_options
+
+
 def changed_keys(plan: Plan) -> frozenset[str]:
     """Keys of the columns that an UPDATE changes."""
     if plan.changed is None:

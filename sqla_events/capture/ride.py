@@ -23,6 +23,9 @@ OLD = "\0old."
 INSERTED = "\0inserted"
 """Whether an upsert inserted: PostgreSQL's ``xmax = 0``. No column can be called so."""
 
+MOST_COLUMNS = 1664
+"""Of a result, on PostgreSQL."""
+
 CHUNK = 1000
 """Rows that are taken off a cursor at a time: a statement that writes a million must not hold a million in Python."""
 
@@ -81,7 +84,7 @@ def whole(plan: Plan, dialect: Any) -> tuple[str, ...]:
     keys = needed_keys(plan)
     olds = tuple(OLD + key for key in keys)
     if plan.shape.upsert and dialect.name == "postgresql":
-        if old_rides(plan, dialect):
+        if old_rides(plan, dialect) and 2 * len(keys) <= MOST_COLUMNS:
             return (*keys, *olds)
         partitioned = plan.table.dialect_options["postgresql"]["partition_by"]  # has no xmax
         return keys if partitioned else (*keys, INSERTED)

@@ -13,7 +13,7 @@ from sqlalchemy.orm.base import NO_VALUE, LoaderCallableStatus
 from .buffer import Buffer
 from .codec import MAX_KINDS
 from .column import SQL_NULL, Loaded
-from .plan import Common, Plan, Row, changed_keys, common, moves
+from .plan import Common, Plan, Row, changed_keys, common, moves, of_flush
 from .ride import INSERTED, OLD
 
 # Rows that came back whole ------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def _remembered(plan: Plan, buffer: Buffer, key: dict[str, Any]) -> Any:
     left of a flush that found nothing to change.
     """
     state = buffer.states.pop((plan.shape.table, tuple(key.values())), None)
-    return state if state is not None and "compiled_cache" in plan.context.execution_options else None
+    return state if state is not None and of_flush(plan.context) else None
 
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:

@@ -48,6 +48,16 @@ def set_by_triggers(column: sa.Column[Any], dialect: Dialect) -> bool:
     return dialect.name == "postgresql" and sa.FetchedValue in said
 
 
+def is_spelled(kind: Any, dialect: Dialect) -> bool:
+    """Whether the database takes values for equal that are written in several ways, and keeps the way: ``Ann`` and ``ANN``."""
+    if isinstance(kind, sa.String) and kind.collation is not None:
+        return kind.collation.upper() not in ("BINARY", "C", "POSIX")
+    spelled = (*_SPELLED, postgresql.ranges.AbstractRange, postgresql.ranges.AbstractMultiRange, sa.ARRAY)
+    return dialect.name == "postgresql" and isinstance(kind, spelled)
+
+
+_SPELLED = (postgresql.CITEXT, postgresql.INET, postgresql.CIDR, postgresql.MACADDR, postgresql.MACADDR8, postgresql.JSONB)
+
 SINGLE = 24
 """Binary digits up to which PostgreSQL's FLOAT is a REAL."""
 

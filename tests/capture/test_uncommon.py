@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, registry
 
 from sqla_events import CaptureError, Event
@@ -484,3 +485,37 @@ def test_explain_analyze_executes(stage: Stage) -> None:
             session.execute(sa.text(f"{how} UPDATE tags SET name = 'e'"))
         session.rollback()
     assert len(found) == 3
+
+
+# Keys ----------------------------------------------------------------------------------------------------------------
+
+SPELLINGS: dict[str, list[tuple[Any, str, str]]] = {
+    "sqlite": [(sa.String(20, collation="NOCASE"), "ann", "ANN"), (sa.String(20, collation="RTRIM"), "a", "a ")],
+    "postgresql": [(postgresql.INET(), "::1", "0:0:0:0:0:0:0:1"), (postgresql.MACADDR(), "08:00:2b:01:02:03", "08002B010203")],
+}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_row_has_one_key_however_a_statement_spells_it(stage: Stage, number: int) -> None:
+    """Its events keep their order by that."""
+    kind, stored, other = SPELLINGS[stage.engine.dialect.name][number]
+    metadata = sa.MetaData()
+    table = sa.Table("spelt", metadata, sa.Column("id", kind, primary_key=True), sa.Column("n", sa.Integer))
+    stage.create(metadata)
+    stage.hook()
+    mapped = type("Spelt", (Named,), {})
+    registry().map_imperatively(mapped, table)
+    with stage.session() as session:
+        session.add(mapped(id=stored, n=1))
+        session.commit()
+        one: Any = session.scalars(sa.select(mapped)).one()
+        one.n = 2
+        session.commit()
+        by_key = sa.update(table).where(table.c.id == b("which"))
+        assert session.execute(by_key, {"which": other, "n": 3}).rowcount == 1
+        session.execute(by_key, [{"which": other, "n": 4}, {"which": stored, "n": 5}])
+        assert session.execute(sa.delete(table).where(table.c.id == b("which")), {"which": other}).rowcount == 1
+        session.commit()
+    events = stage.check(metadata)
+    assert [event.operation for event in events] == ["create", "update", "update", "update", "update", "delete"]
+    assert len({event.key for event in events}) == 1
