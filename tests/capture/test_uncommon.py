@@ -31,17 +31,30 @@ def befores(events: list[Event]) -> list[dict[str, Any] | None]:
 # What is written to -------------------------------------------------------------------------------------------------
 
 
+class Behind(DeclarativeBase):
+    """An application's."""
+
+
+class Label(Behind):
+    """Of which there is one in this process."""
+
+    __tablename__ = "labels_behind"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
 def test_a_mere_table_that_a_declared_one_stands_behind(stage: Stage) -> None:
     """As scripts write it: its columns have no types, so the database tells the rows."""
+    stage.create(Behind.metadata)
     stage.hook()
-    light = sa.table("tags", sa.column("id"), sa.column("name"))
+    light = sa.table("labels_behind", sa.column("id"), sa.column("name"))
     with stage.session() as session:
         session.execute(light.insert(), [{"id": 5, "name": "a"}, {"id": 6, "name": "b"}])
         session.execute(light.insert().values(id=7, name="c"))
         session.execute(light.update().where(light.c.id == 5).values(name="d"))
         session.execute(light.delete().where(light.c.id == b("which")), {"which": 6})
         session.commit()
-    assert [(event.operation, event.key) for event in stage.check()] == [
+    assert [(event.operation, event.key) for event in stage.check(Behind.metadata)] == [
         ("create", "5"), ("create", "6"), ("create", "7"), ("update", "5"), ("delete", "6"),
     ]  # fmt: skip
 
