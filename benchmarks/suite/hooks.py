@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.dml import UpdateBase
 
 from sqla_events.bridge import refuse_autocommit
-from sqla_events.capture import Capture, select
+from sqla_events.capture import Capture, flushed, select
 from sqla_events.capture.plan import table_of, unwrapped
 from sqla_events.capture.quiet import unheard
 from sqla_events.capture.settings import CaptureSettings
@@ -66,6 +69,15 @@ def select_unseen() -> None:
             connection.dispatch = seen
 
     select._run = unseen
+
+
+def listen_again() -> None:
+    """Some of SQLAlchemy's tests take every listener off every mapper, ours too: then events have no old values."""
+    for name in ("before_update", "before_delete"):
+        with suppress(InvalidRequestError):
+            event.remove(Mapper, name, flushed._remember)
+    flushed._listen_to_mappers.cache_clear()
+    flushed._listen_to_mappers()
 
 
 def check_all() -> None:

@@ -51,6 +51,10 @@ class _Proving:
     def __init__(self, hooks: Any) -> None:
         self._hooks = hooks
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        self._hooks.listen_again()
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self) -> Iterator[None]:
         self._hooks.check_all()

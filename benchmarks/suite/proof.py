@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from sqla_events.errors import EventError
 from sqla_events.event import Event
-from sqla_events.testing.replay import apply_event, plain_table
+from sqla_events.testing.replay import apply_event, contradiction, plain_table
 
 from .log import DEFAULT_SCHEMA
 from .renamed import as_written
@@ -156,6 +156,8 @@ class Proof:
             try:
                 if name not in plain:
                     plain[name] = self._plain(name, connection.dialect, *place(name))
+                if wrong := contradiction(connection, plain[name], event):
+                    found.append((name, f"{name}: {wrong}"))
                 apply_event(connection, plain[name], event)
             except EventError as error:
                 found.append((name, f"{name}: {error}"))

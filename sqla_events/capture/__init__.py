@@ -215,6 +215,7 @@ class Capture:
         buffer = buffer_of(connection)
         buffer.rows.clear()
         buffer.plans.clear()
+        buffer.posted.clear()
         buffer.written = buffer.marks[name].copy() if name in buffer.marks else Written()
 
     def _transaction_text(self, connection: Connection, word: str, name: str | None) -> None:

@@ -65,6 +65,8 @@ class Buffer(msgspec.Struct, eq=False):
     plans: list[Any] = []
     states: dict[Any, Any] = {}
     """What the session knows of rows that are about to be written, by table and key: ORM states."""
+    posted: dict[Any, dict[str, Any]] = {}
+    """By table and key: what the unit of work has written to rows without taking note of it in their objects."""
     transaction: Any = _none
     """What tells the transaction that these are of, as long as it lives."""
     proxied: Any = None
@@ -105,6 +107,7 @@ class Buffer(msgspec.Struct, eq=False):
         self.rows.clear()
         self.plans.clear()
         self.states.clear()
+        self.posted.clear()
         if self.written.counts or self.written.lost:
             self.written = Written()  # whoever was told of a COMMIT has the old one
         self.marks.clear()
@@ -120,6 +123,7 @@ class Buffer(msgspec.Struct, eq=False):
         transaction = connection._transaction
         if self.transaction() is not transaction:
             self.states.clear()
+            self.posted.clear()
             self.transaction = _none if transaction is None else ref(transaction)
         return self.states
 
@@ -131,7 +135,7 @@ class Buffer(msgspec.Struct, eq=False):
         """
         if self.proxied is not connection._dbapi_connection:
             self.renew(connection)
-        if self.states and self.transaction() is not connection._transaction:
+        if (self.states or self.posted) and self.transaction() is not connection._transaction:
             self.states_of(connection)
         if self.checked:
             return

@@ -85,6 +85,9 @@ def _split(row: dict[str, Loaded]) -> tuple[dict[str, Loaded], dict[str, Loaded]
 
 _Set = TypeVar("_Set")
 
+MAX_POSTED = 10_000
+"""Rows of which it is remembered what was written to them; a bulk method may write millions."""
+
 
 def sets_of(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]]:
     """Sets of parameters by name, as the caller gave them; of TypeDecorators as they were bound."""
@@ -231,6 +234,8 @@ def updated_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapp
     key = {name: given[label] for name, label in shape.by_key or ()}
     state = _remembered(plan, buffer, key)
     before = {} if state is None or not state.committed_state else _olds(state, shape.table, after)
+    if buffer.posted or state is None:
+        _post(plan, buffer, key, before, after)
     return Row(key, before, after, program.unknown if rode is None else ())
 
 
@@ -244,6 +249,8 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
     shape = plan.shape
     key = {name: given[label] for name, label in shape.by_key or ()}
     before = known_values(_remembered(plan, buffer, key), shape.table)
+    if buffer.posted:
+        before.update(buffer.posted.pop(_place(plan, key), ()))
     before.update(key)
     return Row(key, before)
 
@@ -251,11 +258,30 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
 # What the session knows ---------------------------------------------------------------------------------------------
 
 
+def _place(plan: Plan, key: dict[str, Any]) -> tuple[Any, ...]:
+    return plan.shape.table, tuple(key.values())
+
+
+def _post(plan: Plan, buffer: Buffer, key: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
+    """An UPDATE of which no object takes note before its flush is over, if at all (``post_update``, a row switch, a bulk method), or
+    one that follows it.
+    """
+    place, posted = _place(plan, key), buffer.posted
+    if (known := posted.get(place)) is not None:
+        before.update({name: known[name] for name in after if name in known})
+        known.update(after)
+    elif len(posted) < MAX_POSTED and of_flush(plan.context):
+        buffer.states_of(plan.context.root_connection)  # whatever is remembered is of one transaction
+        posted[place] = {**after}
+    if not after.keys().isdisjoint(key):
+        posted.pop(place, None)
+
+
 def _remembered(plan: Plan, buffer: Buffer, key: dict[str, Any]) -> Any:
     """The object behind a row that the unit of work writes, whose statements have a cache of their own. For others there may be one
     left of a flush that found nothing to change.
     """
-    state = buffer.states.pop((plan.shape.table, tuple(key.values())), None)
+    state = buffer.states.pop(_place(plan, key), None)
     return state if state is not None and of_flush(plan.context) else None
 
 

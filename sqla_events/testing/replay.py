@@ -21,13 +21,21 @@ from ..event import Event
 
 
 def apply(
-    connection: Connection, metadata: sa.MetaData, events: Iterable[Event], default_schema: str = "public"
+    connection: Connection,
+    metadata: sa.MetaData,
+    events: Iterable[Event],
+    default_schema: str = "public",
+    *,
+    check_before: bool = False,
 ) -> int:
     """Apply captured events to the tables of ``metadata``; returns how many were applied.
 
+    :param check_before: the old values of each event must be those of the copy. A session that has not noticed what others have
+        changed tells what it knows, though.
+
     The copy proves most without foreign keys that change rows by themselves: then nothing but the events has changed it.
 
-    :raises EventError: for an event of a table that ``metadata`` does not have, or that matches no row.
+    :raises EventError: for an event of a table that ``metadata`` does not have, or that matches no row, or that contradicts the copy.
     """
     dialect = connection.dialect
     tables = {(table.schema or default_schema, table.name): table for table in metadata.tables.values()}
@@ -42,6 +50,8 @@ def apply(
         if event.operation != "read":
             if table not in plain:
                 plain[table] = plain_table(table, dialect, {column.name for column in table.columns if column.computed})
+            if check_before and (wrong := contradiction(connection, plain[table], event)):
+                raise EventError(wrong)
             apply_event(connection, plain[table], event)
             count += 1
     return count
@@ -97,6 +107,28 @@ def apply_event(connection: Connection, table: sa.Table, event: Event) -> None:
         return  # the copy may have changed the row itself
     if matched != 1 and key:
         raise EventError(f"event {event.seq} ({event.type}, key {event.key}) matches {matched} rows of the copy")
+
+
+def contradiction(connection: Connection, table: sa.Table, event: Event) -> str | None:
+    """What an event says of its row before the write that is not so in a :func:`plain_table`; None if all of it is.
+
+    Nothing of rows without a key, nor of what the database has changed itself: the copy may have done so too.
+    """
+    key = event.payload["key"]
+    if not key or "cascaded_from" in event.payload:
+        return None
+    columns = [sa.type_coerce(column, column.type).label(f"c{number}") for number, column in enumerate(table.columns)]
+    row = connection.execute(sa.select(*columns).where(*_where(table, key))).first()
+    about = f"event {event.seq} ({event.type}, key {event.key})"
+    if row is None:
+        return None if event.operation == "create" else f"{about} is about a row that is not there"
+    if event.operation == "create":
+        return None if event.payload.get("upsert") else f"{about} makes a row that is there"
+    there = dict(zip([column.name for column in table.columns], row, strict=True))
+    for name, value in (event.before or {}).items():
+        if value is not sa.JSON.NULL and there[name] != value and repr(there[name]) != repr(value):
+            return f"{about} has {value!r} for the old {name}, which is {there[name]!r}"
+    return None
 
 
 def _one_of_many(connection: Connection, table: sa.Table, where: list[Any]) -> Any:

@@ -59,7 +59,7 @@ class Stage:
         with self.engine.connect() as source, self.copy.begin() as copy:
             for table in reversed(metadata.sorted_tables):
                 copy.execute(table.delete())
-            apply(copy, metadata, events)
+            apply(copy, metadata, events, check_before=True)
             assert differences(source, copy, metadata) == []
         return events
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, registry
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, registry, relationship
 
 from sqla_events import CaptureError, Event
 from sqla_events.signals import Gap
@@ -532,3 +532,59 @@ def test_a_row_has_one_key_however_a_statement_spells_it(stage: Stage, number: i
     events = stage.check(metadata)
     assert [event.operation for event in events] == ["create", "update", "update", "update", "update", "delete"]
     assert len({event.key for event in events}) == 1
+
+
+def test_old_values_after_what_no_object_took_note_of(stage: Stage) -> None:
+    """``post_update`` before a DELETE in the same flush, and a bulk method before a flush: the old values are those of the row."""
+    stage.hook()
+    with stage.session() as session:
+        tag = Tag(id=1, name="a")
+        session.add(tag)
+        session.commit()
+        assert tag.name == "a"
+        tag.name = "b"
+        session.bulk_save_objects([tag])
+        session.commit()  # the object is changed still, and flushed once more
+        savepoint = session.begin_nested()
+        session.bulk_update_mappings(sa.inspect(Tag), [{"id": 1, "name": "c"}])
+        savepoint.rollback()
+        tag = session.get_one(Tag, 1)
+        tag.name = "d"
+        session.commit()
+    assert befores(stage.check()) == [{}, {"name": "b"}, {"name": "b"}]
+
+
+def test_old_values_of_a_row_that_post_update_has_changed(stage: Stage) -> None:
+    """The DELETE of the same flush."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Person(Base):
+        __tablename__ = "persons_with_balls"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        favourite_id: Mapped[int | None] = mapped_column(sa.ForeignKey("balls.id", use_alter=True, name="favourite"))
+        favourite: Mapped[Ball | None] = relationship(post_update=True, foreign_keys=favourite_id)
+
+    class Ball(Base):
+        __tablename__ = "balls"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        owner_id: Mapped[int] = mapped_column(sa.ForeignKey("persons_with_balls.id"))
+        owner: Mapped[Person] = relationship(foreign_keys=owner_id)
+
+    Base.registry.configure()
+    stage.create(Base.metadata)
+    stage.hook()
+    with stage.session() as session:
+        person = Person(id=1)
+        ball = Ball(id=2, owner=person)
+        person.favourite = ball
+        session.add_all([person, ball])
+        session.commit()
+        assert (person.favourite_id, ball.owner_id) == (2, 1)
+        session.delete(ball)
+        session.delete(person)
+        session.commit()
+    events = stage.check(Base.metadata)
+    (removed,) = [event for event in events if event.operation == "delete" and event.entity == "persons_with_balls"]
+    assert removed.before == {"id": 1, "favourite_id": None}
