@@ -173,7 +173,7 @@ def figures(label: str, make_url: Callable[[str], str], options: argparse.Namesp
         for turn in range(options.sets or SETS_OF_PROCESSES.get(rows, 1)):
             number += 1
             with processes(label, make_url, number, options) as ways:
-                if rows >= 10_000 and turn:  # Continuum takes half a minute for these
+                if rows >= 10_000 and (turn or label == "postgresql+asyncpg"):  # Continuum takes minutes, and the same as on psycopg
                     ways = [way for way in ways if way.name != "continuum"]
                 measure(ways, cases, options.rounds or ROUNDS.get(rows, 3), order)
                 same_events(ways)
