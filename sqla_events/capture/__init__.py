@@ -254,9 +254,16 @@ class Capture:
         self._drain(connection, buffer_of(connection))
 
     def _emit(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Sequence[Row]) -> None:
-        events = self._maker.events(connection, plan, rows)
-        buffer.rows += events
-        buffer.written.add_all(events, with_ids=self._wants_ids)
+        if len(rows) == 1:
+            event = self._maker.event(connection, plan, rows[0])
+            if event is None:
+                return
+            buffer.rows.append(event)
+            buffer.written.add_event(event, with_id=self._wants_ids)
+        else:
+            events = self._maker.events(connection, plan, rows)
+            buffer.rows += events
+            buffer.written.add_all(events, with_ids=self._wants_ids)
         full = len(buffer.rows) >= self._drain_at or ((self._marks.known or buffer.plans) and self._now(buffer, plan))
         if full and plan.shape.verb != "read":  # a result is being fetched: its connection is busy
             self._drain(connection, buffer)
@@ -365,7 +372,7 @@ class Capture:
             return None, None
         catalog = Catalog(self._tables.names)
         writer = Writer(catalog, s.max_payload_bytes, s.old_values, self._maker.shared, self.drain)
-        return None if self._wants_ids else writer, Carrier(catalog, self._maker.events, self._wants_ids, s.max_payload_bytes is not None)
+        return None if self._wants_ids else writer, Carrier(catalog, self._maker.event, self._wants_ids, s.max_payload_bytes is not None)
 
     def _made(self, table: sa.Table, operations: frozenset[str]) -> TableCodec:
         s = self._settings

@@ -40,6 +40,13 @@ class Written(msgspec.Struct, eq=False):
         if event_id is not None:
             self.ids.append((event_id, event_type))
 
+    def add_event(self, event: Captured, *, with_id: bool) -> None:
+        """One that capture has made."""
+        event_type = event[4].type
+        self.counts[event_type] = self.counts.get(event_type, 0) + 1
+        if with_id:
+            self.ids.append((uuid.UUID(event[0]), event_type))
+
     def add_all(self, events: Sequence[Captured], *, with_ids: bool) -> None:
         """What one statement wrote."""
         counts = self.counts
@@ -87,11 +94,6 @@ class Buffer(msgspec.Struct, eq=False):
     that share a dialect may be captured each in its own way.
     """
 
-    def plan(self, plan: Any, executed: Any) -> None:
-        """A statement is about to run."""
-        self.executed = executed
-        self.plans.append(plan)
-
     def plan_of(self, context: Any) -> Any:
         """The plan of the execution that runs; None if it has none."""
         plans = self.plans
@@ -135,7 +137,7 @@ class Buffer(msgspec.Struct, eq=False):
         """
         if self.proxied is not connection._dbapi_connection:
             self.renew(connection)
-        if (self.states or self.posted) and self.transaction() is not connection._transaction:
+        if self.transaction() is not connection._transaction:
             self.states_of(connection)
         if self.checked:
             return
@@ -172,7 +174,10 @@ def buffer_of(connection: Connection) -> Buffer:
     """The buffer of a connection's transaction, made on first use."""
     buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
     if buffer is None:
-        buffer = connection.__dict__[ATTRIBUTE] = Buffer(proxied=connection._dbapi_connection)
+        transaction = connection._transaction
+        buffer = connection.__dict__[ATTRIBUTE] = Buffer(
+            proxied=connection._dbapi_connection, transaction=_none if transaction is None else ref(transaction)
+        )
     elif buffer.proxied is not connection._dbapi_connection:
         buffer.renew(connection)
     return buffer

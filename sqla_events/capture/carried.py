@@ -22,7 +22,6 @@ are those that come while events wait for their COMMIT (``executemany``), so tha
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import compress, count
@@ -44,7 +43,7 @@ from .plan import Plan, Program, Row, Shape
 from .rows import deleted_row, foretold, inserted_row, lacks_key, sets_of, updated_row
 from .within import DRIVERS
 
-Events = Callable[[Connection, Plan, Sequence[Row]], list[Captured]]
+MakeEvent = Callable[[Connection, Plan, Row], Captured | None]
 
 MOST_PARAMETERS = 1000
 """A row that has more is an import's."""
@@ -72,10 +71,10 @@ class Carried(msgspec.Struct, eq=False):
 class Carrier:
     """Lets statements of one engine take their events along."""
 
-    def __init__(self, catalog: Catalog, events: Events, with_ids: bool, limited: bool) -> None:
+    def __init__(self, catalog: Catalog, event: MakeEvent, with_ids: bool, limited: bool) -> None:
         """:param limited: payloads have a limit, which those with a number in place of their key might miss."""
         self._catalog = catalog
-        self._events = events
+        self._event = event
         self._with_ids = with_ids
         self._limited = limited
 
@@ -85,12 +84,13 @@ class Carrier:
         if buffer.rows or sql.startswith("WITH") or not self._may(connection, plan, parameters, context):
             return sql, parameters  # so that it comes after what waits; as somebody has put it into a WITH
         number = a_number() if plan.program.makes_key else None
-        rows = _rows(plan, buffer, context, number)
+        row = _row(plan, buffer, context, number)
         try:
-            event = self._events(connection, plan, rows)[0]
+            event = self._event(connection, plan, row)
         except CaptureError:  # afterwards again, if the statement writes the row at all
-            plan.foretold = rows
+            plan.foretold = [row]
             return sql, parameters
+        assert event is not None  # or it would not carry
         plan.carry = Carried(event, sql, parameters)
         new_id, key, payload, types, head = event
         has_key, usual = key is not None and number is None, types is plan.codec.usual_types
@@ -102,29 +102,30 @@ class Carrier:
             given.append(str(number))
         numbered = context.dialect.paramstyle == "numeric_dollar"
         first = len(parameters) + 1 if numbered else 0
-        there = (True, has_key, True, not usual, *head.says)
-        sql = _with_event(sql, self._catalog.log, head.fixed, types if usual else None, there, first, number is not None)
+        literal_types = types if usual else None
+        sql = _with_event(sql, self._catalog.log, head.fixed, head.says, literal_types, has_key, usual, first, number is not None)
         return sql, (*parameters, *given) if numbered else {**parameters, **dict(zip(_PLACES, given, strict=False))}
 
     def _may(self, connection: Connection, plan: Plan, parameters: Any, context: Any) -> bool:
-        sets, makes_key = context.compiled_parameters, plan.program.makes_key
-        return bool(
-            not plan.codec.apart
-            and plan.reached is None
-            and len(parameters) < MOST_PARAMETERS
-            and not context._is_server_side
-            and not context.execution_options.get("no_parameters")  # then nobody halves what is doubled for parameters
-            and not (makes_key and self._limited)
-            and (plan.shape.verb != "create" or makes_key or not lacks_key(sets, plan.codec.key))
-            and (stored := self._catalog.stored(connection, plan))
-            and (not makes_key or _key_is_whole(plan, stored))
-        )
+        makes_key = plan.program.makes_key
+        if (
+            plan.codec.apart
+            or plan.reached is not None
+            or len(parameters) >= MOST_PARAMETERS
+            or context._is_server_side
+            or context.execution_options.get("no_parameters")  # then nobody halves what is doubled for parameters
+        ):
+            return False
+        if makes_key:
+            return not self._limited and _key_is_whole(plan, self._catalog.stored(connection, plan))
+        if plan.shape.verb == "create" and lacks_key(context.compiled_parameters, plan.codec.key):
+            return False
+        return bool(self._catalog.stored(connection, plan))
 
     def ran(self, buffer: Buffer, plan: Plan, matched: int) -> None:
         """The statement has run, and matched so many rows; below 0: the driver does not know yet."""
         if matched:
-            event = plan.carry.event
-            buffer.written.add(event[4].type, uuid.UUID(event[0]) if self._with_ids else None)
+            buffer.written.add_event(plan.carry.event, with_id=self._with_ids)
 
     def failed(self, plan: Plan, context: Any) -> None:
         """The statement has failed: its error shows what the caller has written. If it is one of those that tables make which
@@ -137,34 +138,43 @@ class Carrier:
         self._catalog.failed(plan, context, plan.carry.sql, plan.carry.parameters)
 
 
-def _key_is_whole(plan: Plan, stored: Stored) -> bool:
+def _key_is_whole(plan: Plan, stored: Stored | None) -> bool:
     """Whether the key is a whole number in the database, too."""
     (key,) = plan.codec.key_codecs.values()
-    return any((key.name, kind) in stored for kind in WHOLE_NUMBERS)
+    return stored is not None and any((key.name, kind) in stored for kind in WHOLE_NUMBERS)
 
 
-def _rows(plan: Plan, buffer: Buffer, context: Any, key: int | None) -> list[Row]:
-    sets = sets_of(plan, context)
-    if key is not None:
-        return [foretold(plan, sets[0], key)]
-    if plan.shape.verb == "create":
-        return [inserted_row(plan, sets[0], None, plan.program.common)]
-    return [(updated_row if plan.shape.verb == "update" else deleted_row)(plan, buffer, sets[0])]
+def _row(plan: Plan, buffer: Buffer, context: Any, key: int | None) -> Row:
+    given, verb = sets_of(plan, context)[0], plan.shape.verb
+    if verb == "update":
+        return updated_row(plan, buffer, given)
+    if verb == "delete":
+        return deleted_row(plan, buffer, given)
+    return inserted_row(plan, given, None, plan.program.common) if key is None else foretold(plan, given, key)
 
 
 @lru_cache(maxsize=1024)
 def _with_event(
-    sql: str, log: str, fixed: tuple[Any, ...], types: str | None, there: tuple[bool, ...], first: int, makes_key: bool
+    sql: str,
+    log: str,
+    fixed: tuple[Any, ...],
+    says: tuple[bool, ...],
+    types: str | None,
+    has_key: bool,
+    usual: bool,
+    first: int,
+    makes_key: bool,
 ) -> str:
     """The statement with its event around it. Columns that are the same at each of its executions stand there as literals,
     those that are NULL not at all.
 
-    :param types: the table's usual ones, if these are.
-    :param there: which of ``VARYING`` are parameters.
+    :param says: what of ``ABOUT`` there is.
+    :param types: the table's usual ones, if these are (``usual``).
     :param first: the number of our first parameter; 0 where they have names.
     """
     kinds = dict(zip(COLUMNS, NUMBERED_KINDS if first else KINDS, strict=True))
     marks = (f"${number}" for number in count(first)) if first else (f"%({name})s" for name in _PLACES)
+    there = (True, has_key, True, not usual, *says)  # of VARYING
     values = {name: f"{next(marks)}::{kinds[name]}" for name in compress(VARYING, there)}
     values.update((name, _literal(value, double=not first)) for name, value in zip(FIXED, fixed, strict=True) if value is not None)
     if types is not None:

@@ -17,7 +17,7 @@ from ..errors import CaptureError, ConfigError, EventError
 from .column import REDACTED, SQL_NULL, ColumnCodec, Form, Loaded, as_it_is
 from .kept import ByIdentity
 from .replacing import Replacing
-from .stored import is_spelled
+from .stored import Rounder, is_spelled
 
 UNENCODABLE = "[unencodable]"
 
@@ -78,11 +78,14 @@ class TableCodec:
         self._dialect = dialect
         self._kinds: dict[str, TypeEngine[Any]] = {}
         self._plain_key = all(codec.plain_key for codec in self.key_codecs.values())
-        self._sole, self._sole_type = self._natural_key()
+        self.sole, self.sole_type = self._natural_key()
+        """The one column of a key, and the type of the values with which it is its own JSON object."""
+        self._texted = self.key[0] if len(self.key) == 1 and self._plain_key else None
+        """The one column of a key whose values are its text."""
         self._rounded = [(key, one.rounder) for key, one in self.columns.items() if one.rounder is not None and one.plain is Decimal]
-        self._names: dict[Any, tuple[str, ...]] = {}
+        self._names: dict[Any, tuple[tuple[str, ...], tuple[tuple[str, Rounder], ...]]] = {}
         """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none
-        where these are the keys."""
+        where these are the keys; and what has to be rounded first."""
         self._recipes: dict[Any, Recipe] = {}
         """The same of others, and of Loaded values."""
         self.programs: ByIdentity[Any] = ByIdentity()
@@ -138,14 +141,14 @@ class TableCodec:
         May be ``values`` itself. Most rows of a table look alike: what was found for one holds for all with values of the
         same types.
         """
-        for name, rounder in self._rounded:
-            value = values.get(name)
-            if type(value) is Decimal and not value.same_quantum(rounder.quantum):
-                values = {**values, name: rounder(value)}
         kinds = (*values, *map(type, values.values()))
-        names = self._names.get(kinds)
-        if names is not None:
+        known = self._names.get(kinds)
+        if known is not None:
+            names, rounded = known
+            if rounded:
+                values = _rounded(values, rounded)
             return dict(zip(names, values.values(), strict=True)) if names else values
+        values = _rounded(values, self._rounded)
         if kinds.count(Loaded) == len(values):
             return self._mixed({key: value.value for key, value in values.items()}, where, types, bound=False)
         return self._mixed(values, where, types, bound=True)
@@ -173,16 +176,15 @@ class TableCodec:
         if len(self._recipes) < MAX_KINDS:
             self._recipes[kinds] = recipe
             if bound and None not in names and not (recipe.forms or recipe.special):
-                self._names[kinds[1:]] = () if list(names) == list(values) else tuple(map(str, names))
+                rounded = tuple((key, one) for key, one in self._rounded if type(values.get(key)) is Decimal)
+                self._names[kinds[1:]] = () if list(names) == list(values) else tuple(map(str, names)), rounded
         return recipe
 
     def shown_key(self, key: dict[str, Any], types: encoding.Types) -> dict[str, Any]:
-        """The same of a key, of which the usual kinds need no look."""
-        value = key.get(self._sole)
-        if type(value) is self._sole_type:
-            return key
-        if type(value) is Loaded and type(value.value) is self._sole_type:
-            return {self._sole: value.value}
+        """The same of a key, where it is not of the kind that is its own JSON object."""
+        value = key.get(self.sole)
+        if type(value) is Loaded and type(value.value) is self.sole_type:
+            return {self.sole: value.value}
         return self.side(key, "key", types)
 
     def _special(self, codec: ColumnCodec, value: Any, where: str, types: encoding.Types, bound: bool) -> Any:
@@ -238,6 +240,9 @@ class TableCodec:
 
     def key_text(self, values: Mapping[str, Any]) -> str | None:
         """The primary key as text: one column as it is, several as a JSON array; ``*`` for a table without one."""
+        value = values.get(self._texted)
+        if type(value) is int or type(value) is str:
+            return str(value)
         if len(self.key) == 1:
             value = values.get(self.key[0])
             if type(value) is Loaded and self._plain_key:
@@ -263,6 +268,14 @@ class TableCodec:
         if codec.keyed is not None and type(form) is str:
             return codec.keyed(form)
         return _sorted(form) if type(form) is msgspec.Raw else form
+
+
+def _rounded(values: dict[str, Any], rounders: Iterable[tuple[str, Rounder]]) -> dict[str, Any]:
+    for key, rounder in rounders:
+        value = values.get(key)
+        if type(value) is Decimal and not value.same_quantum(rounder.quantum):
+            values = {**values, key: rounder(value)}
+    return values
 
 
 def _version(table: sa.Table) -> int:

@@ -97,8 +97,7 @@ def do_commit(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: An
     told: list[Committed] = []
     if WRITTEN in waiting:
         for _, commit, reference in waiting[WRITTEN]:
-            connection = reference()
-            if connection is not None and (committed := commit(connection)) is not None:
+            if (connection := reference()) is not None and (committed := commit(connection)) is not None:
                 told.append(committed)
         del waiting[WRITTEN]
     if AFTER in waiting:

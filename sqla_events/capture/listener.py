@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from . import commits, ctes, flushed, gaps, many, pipeline, quiet, ride, within
-from .buffer import ATTRIBUTE, buffer_of, held, wake
+from .buffer import ATTRIBUTE, Buffer, buffer_of, held, wake
 from .carried import Carrier, carrying
 from .cascades import Cascades
 from .codec import TableCodec
@@ -67,6 +67,7 @@ class Listener:
         self._results = Results(emit, on_text, cascades, marks, writer, carrier, self._preparing)
         self.after = self._results.after
         """It has been executed."""
+        self._executed = self._results.executed
         self._targets: ByIdentity[tuple[Shape, TableCodec] | None] = ByIdentity()
         """By statement: what it writes, and the codec of its table; None of one that is not captured."""
         self._knowledge = object()
@@ -122,19 +123,20 @@ class Listener:
             gaps.told(connection, sql, ("savepoint", "commit"), self._on_text)
         elif context.current_parameters is not None:
             return sql, parameters  # a sequence or an SQL default of what is to run, asked for beforehand
-        if self._marks.changing:
-            self._marks.look_again(connection)
+        marks = self._marks
+        if marks.changing:
+            marks.look_again(connection)
         if context is None or not (context.isinsert or context.isupdate or context.isdelete):
             return self._before_other(connection, sql, context), parameters
-        plan = self._plan_for(connection, context)
+        plan = self._plan_for(connection, context, compiled)
         if plan is not None:
             sql, parameters = self._preparing.prepared(connection, plan, sql, parameters, context, executemany)
         if compiled.ctes:
             sql = self._with_ctes(connection, plan, sql, context)
             if plan is not None:
                 ctes.begin(connection)
-        if plan is not None and self._marks.known:
-            sql = self._marks.mark(connection, plan, sql)
+        if marks.known and plan is not None:
+            sql = marks.mark(connection, plan, sql)
         return sql, parameters
 
     def _before_other(self, connection: Connection, sql: str, context: Any) -> str:
@@ -163,7 +165,9 @@ class Listener:
             gaps.look(on_gap, sql, context, () if caught is None else caught.plans)
         if caught is None:
             return sql
-        buffer_of(connection).plan(caught, self._results.executed)
+        buffer = buffer_of(connection)
+        buffer.executed = self._executed
+        buffer.plans.append(caught)
         return caught.sql
 
     def _planned_cte(self, connection: Connection, element: Any) -> Plan | None:
@@ -181,11 +185,11 @@ class Listener:
         shape = codec.replacing.shape(shape)
         return (shape, codec) if codec.writes(shape) else None
 
-    def _plan_for(self, connection: Connection, context: Any) -> Plan | None:
+    def _plan_for(self, connection: Connection, context: Any, compiled: Any) -> Plan | None:
         """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
-        buffer, compiled = connection.__dict__.get(ATTRIBUTE), context.compiled
-        plan: Plan | None = buffer.plan_of(context) if buffer is not None and buffer.plans else None
-        if plan is not None:
+        buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
+        plan: Plan | None
+        if buffer is not None and buffer.plans and (plan := buffer.plan_of(context)) is not None:
             return plan
         element = context.invoked_statement
         known = compiled.__dict__.get(KNOWN)
@@ -204,7 +208,8 @@ class Listener:
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
         if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
             self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
-        buffer.plan(plan, self._results.executed)
+        buffer.executed = self._executed
+        buffer.plans.append(plan)
         return plan
 
     def _find_out(self, element: Any, compiled: Any) -> tuple[Any, ...] | None:
@@ -226,6 +231,7 @@ class Listener:
         plan = buffer_of(context.root_connection).plan_of(context)
         if plan is None or not plan.own:
             return None
+        plan.done = True
         if plan.look_before:
             self._execute_each(plan, dbapi_cursor, sql, parameters, context)
         else:

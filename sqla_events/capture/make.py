@@ -45,16 +45,31 @@ class Maker:
         self._before = settings.old_values != "never"
         self._limit = settings.max_payload_bytes
         self._said: ByIdentity[Said] = ByIdentity()
+        self._last: tuple[context.About | None, Said] = None, Said((), {})
+        """The context that applied last, and what it says."""
+
+    def event(self, connection: Connection, plan: Plan, row: Row) -> Captured | None:
+        """The event of one row, the first or only one of a statement; None if none is wanted."""
+        about, said = self._last
+        if about is not context.current():
+            said = self._saying()
+        codec, verb, schema = plan.codec, row.verb or plan.shape.verb, plan.shape.table.schema
+        if verb not in codec.operations:
+            return None
+        if plan.translate is not None or plan.context is None:
+            schema = self._schema(plan, connection)
+        payload, types = self._payload(codec, row, verb, None if plan.cause is None else self._cause(connection, plan.cause))
+        head = said.heads.get((codec, schema, verb)) or self._head(said, codec, schema, verb)
+        return an_id(), codec.key_text(row.key), payload, _joined(types, said.special) if said.special else types, head
 
     def events(self, connection: Connection, plan: Plan, rows: Sequence[Row]) -> list[Captured]:
         """The events of what one statement wrote, in its order."""
-        said = self._said.get(context.current(), self._say)
-        schema, cause = plan.shape.table.schema, None
-        if plan.translate is not None or plan.context is None:
-            schema = self._schema(plan, connection)
-        if plan.cause is not None:
-            first = plan.cause
-            cause = type_of(self._named(self._schema(first, connection)), str(first.table.name), first.verb)
+        if len(rows) == 1:
+            event = self.event(connection, plan, rows[0])
+            return [] if event is None else [event]
+        said = self._saying()
+        schema = self._schema(plan, connection)
+        cause = None if plan.cause is None else self._cause(connection, plan.cause)
         usual, codec, special, made = plan.shape.verb, plan.codec, said.special, []
         for new_id, row in zip(ids(len(rows)), rows, strict=True):
             verb = row.verb or usual
@@ -65,9 +80,20 @@ class Maker:
                 made.append((new_id, codec.key_text(row.key), payload, types, head))
         return made
 
+    def _cause(self, connection: Connection, plan: Plan) -> str:
+        """The type of the events whose foreign keys have changed other rows."""
+        return type_of(self._named(self._schema(plan, connection)), str(plan.shape.table.name), plan.verb)
+
+    def _saying(self) -> Said:
+        """What the context that applies here says, made once and kept as long as it lives."""
+        about = context.current()
+        said = self._said.get(about, self._say)
+        self._last = about, said
+        return said
+
     def shared(self, connection: Connection, plan: Plan) -> tuple[Head, encoding.Types]:
         """What the events of a statement have in common, and the types of their metadata."""
-        said = self._said.get(context.current(), self._say)
+        said = self._saying()
         return self._head(said, plan.codec, self._schema(plan, connection), plan.verb), said.special
 
     def _say(self, about: context.About) -> Said:
@@ -97,7 +123,8 @@ class Maker:
 
     def _payload(self, codec: TableCodec, row: Row, verb: str, cause: str | None) -> tuple[str, str | None]:
         special: encoding.Types = {}
-        payload: dict[str, Any] = {"key": codec.shown_key(row.key, special)}
+        key = row.key
+        payload: dict[str, Any] = {"key": key if type(key.get(codec.sole)) is codec.sole_type else codec.shown_key(key, special)}
         if row.before is not None and self._before:
             payload["before"] = codec.side(row.before, "before", special)
         if row.after is not None:
@@ -108,7 +135,7 @@ class Maker:
             payload["upsert"] = True
         if cause is not None:
             payload["cascaded_from"] = cause
-        if verb == "delete" and codec.cascades:
+        if codec.cascades and verb == "delete":
             payload["cascades"] = codec.cascades
         try:
             text = _encode(payload)
@@ -132,20 +159,25 @@ class Maker:
         return _encode({"key": payload["key"], "truncated": names})
 
 
+def an_id() -> str:
+    """A UUID of version 7 as 32 hexadecimal digits, as :func:`event.new_id` makes it and several times as fast."""
+    try:
+        tail = _tails.pop()
+    except IndexError:
+        _tails.extend(_random_tails(TAILS))
+        tail = _tails.pop()
+    return f"{time.time_ns() // 1_000_000:012x}7{tail}"
+
+
 def ids(count: int) -> list[str]:
-    """UUIDs of version 7 as 32 hexadecimal digits, as :func:`event.new_id` makes them and several times as fast."""
+    """Many of one moment."""
     time_ = f"{time.time_ns() // 1_000_000:012x}7"
-    if count == 1:
-        try:
-            return [time_ + _tails.pop()]
-        except IndexError:
-            _tails.extend(_random_tails(TAILS))
     return [time_ + tail for tail in _random_tails(count)]
 
 
 def a_number() -> int:
     """One of 19 digits that nobody can foresee: it stands nowhere else in a text that was made without it."""
-    return 1 << 60 | int(ids(1)[0][17:], 16)
+    return 1 << 60 | int(an_id()[17:], 16)
 
 
 TAILS = 100

@@ -320,6 +320,8 @@ class Plan(msgspec.Struct, eq=False):
     """How many it has written."""
     own: bool = False
     """Of many: they run one by one or in a way that returns rows, not by the driver's executemany."""
+    done: bool = False
+    """They have, and nobody else has taken them out of our hands."""
 
     @property
     def statement(self) -> Any:

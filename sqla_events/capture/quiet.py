@@ -94,6 +94,8 @@ def _do_begin(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: An
 
 
 LISTENERS = "_sqla_events_listeners"
+SOLE = "_sqla_events_listener"
+"""Of an engine: the only one of its listeners."""
 
 EXECUTE = ExecuteStyle.EXECUTE
 
@@ -117,12 +119,17 @@ def attach(engine: Engine, listener: Listens) -> None:
     made: what listens to the one that it was made of is to be told of its statements too.
     """
     if possible() and not isinstance(engine, OptionEngine):
-        engine.__dict__[LISTENERS] = (*engine.__dict__.get(LISTENERS, ()), listener)
+        _set(engine, (*engine.__dict__.get(LISTENERS, ()), listener))
 
 
 def detach(engine: Engine, listener: Listens) -> None:
     """No more."""
-    engine.__dict__[LISTENERS] = tuple(one for one in engine.__dict__.get(LISTENERS, ()) if one is not listener)
+    _set(engine, tuple(one for one in engine.__dict__.get(LISTENERS, ()) if one is not listener))
+
+
+def _set(engine: Engine, listeners: tuple[Listens, ...]) -> None:
+    engine.__dict__[LISTENERS] = listeners
+    engine.__dict__[SOLE] = listeners[0] if len(listeners) == 1 else None
 
 
 def told(context: Any) -> bool:
@@ -160,13 +167,12 @@ class _Waking:
         if statement.startswith("SELECT") and self.compiled is not None and not self.is_text and ";" not in statement:
             return  # what stands behind a semicolon may write
         connection = self.root_connection
-        engine = connection.engine
-        listeners = engine.__dict__.get(LISTENERS, ())
-        transaction = connection._transaction
+        engine, transaction = connection.engine, connection._transaction
         if transaction is None:
             return  # by this Connection SQLAlchemy makes a database's acquaintance: it tells nobody
+        listener = engine.__dict__.get(SOLE)
         if (
-            len(listeners) != 1
+            listener is None
             or connection._has_events
             or engine._has_events
             or self.execute_style is not EXECUTE
@@ -174,7 +180,7 @@ class _Waking:
         ):
             wake(connection)  # somebody else listens, or there are several executions, or two phases
             return
-        listener, parameters = listeners[0], self.parameters
+        parameters = self.parameters
         self.sqla_events_caller = listener, statement, parameters
         try:
             self.statement, sent = listener.before(connection, self.cursor, statement, parameters[0], self, False)
@@ -189,6 +195,8 @@ class _Waking:
             sql, parameters = self.statement, self.parameters[0]
             listener, self.statement, self.parameters = caller
             listener.after(connection, self.cursor, sql, parameters, self, False)
+        elif not connection._has_events:
+            return super()._setup_result_proxy()  # type: ignore[misc]
         result = super()._setup_result_proxy()  # type: ignore[misc]
         buffer = connection.__dict__.get(ATTRIBUTE)
         if buffer is not None and buffer.plans:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
+from ..errors import CaptureError
 from . import ctes, gaps, pipeline, quiet, ride, within
 from .buffer import ATTRIBUTE, Buffer, buffer_of
 from .carried import Carrier
@@ -55,8 +56,8 @@ class Results:
         if buffer.guarded:
             self._marks.done(connection)
         plans = buffer.plans
-        plan = plans[-1] if plans and plans[-1].context is context else None
-        if plan is None:
+        plan = plans[-1] if plans else None
+        if plan is None or plan.context is not context:
             self._after_other(connection, dbapi_cursor, sql, context)
             return
         if type(plan) is Plan and not (plan.ride or plan.within):  # nothing comes back that is ours
@@ -121,37 +122,39 @@ class Results:
 
     def _done(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
         try:
-            self._written(connection, buffer, plan, context)
+            rows = self._written(connection, buffer, plan, context)
+            if plan.reached is not None:
+                self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
+            elif plan.many or plan.whole or plan.codec.triggered:
+                self._tell(connection, buffer, plan, rows)
+            elif rows:
+                self._emit(connection, buffer, plan, tuple(rows))
         except BaseException:
             buffer.written.lost = True
             raise
 
-    def _written(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
-        rows: Iterable[Row] = ()
-        verb = plan.shape.verb
+    def _written(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> Iterable[Row]:
+        """The rows that were written."""
+        if plan.own and not plan.done and (plan.whole or plan.ride or (plan.shape.verb != "create" and context.rowcount < 0)):
+            raise CaptureError(
+                f"a do_executemany listener has executed a statement on {plan.table.fullname}, and nothing tells which rows it has written; "
+                "let it leave such statements to SQLAlchemy, or exclude the table from capture"
+            )
         if plan.whole:
-            rows = whole_rows(plan, plan.rode) if plan.rode else ()
-        elif plan.blind:
-            return
-        elif verb == "create":
+            return whole_rows(plan, plan.rode) if plan.rode else ()
+        if plan.blind:
+            return ()
+        if plan.shape.verb == "create":
             if dropped(plan, context):
                 plan.counts = went_in(connection, plan, context.compiled_parameters)
-            rows = inserted(plan, context) if plan.many else inserted_one(plan, context)
-        else:
-            sets = matched(plan, context)
-            if sets is None:
-                there = still_there(connection, plan, context.compiled_parameters, context.rowcount)
-                sets = [*compress(sets_of(plan, context), there)]
-            if plan.foretold is not None:
-                rows = plan.foretold if sets else ()
-            else:
-                rows = updated(plan, buffer, sets) if verb == "update" else deleted(plan, buffer, sets)
-        if plan.reached is not None:
-            self._cascaded(connection, buffer, plan, [*plan.reached.held, *rows])
-        elif plan.many or plan.whole or plan.codec.triggered:
-            self._tell(connection, buffer, plan, rows)
-        else:
-            self._emit(connection, buffer, plan, tuple(rows))
+            return inserted(plan, context) if plan.many else inserted_one(plan, context)
+        sets = matched(plan, context)
+        if sets is None:
+            there = still_there(connection, plan, context.compiled_parameters, context.rowcount)
+            sets = [*compress(sets_of(plan, context), there)]
+        if plan.foretold is not None:
+            return plan.foretold if sets else ()
+        return updated(plan, buffer, sets) if plan.shape.verb == "update" else deleted(plan, buffer, sets)
 
     def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Iterable[Row]) -> None:
         """A portion at a time: of a statement with a million sets of parameters, no million rows are made at once."""

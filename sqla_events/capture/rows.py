@@ -232,10 +232,13 @@ def updated_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapp
     if rode:
         after.update((key, value) for key, value in rode.items() if key in program.moved)
     key = {name: given[label] for name, label in shape.by_key or ()}
-    state = _remembered(plan, buffer, key)
+    place = shape.table, tuple(key.values())
+    state = buffer.states.pop(place, None)
+    if state is not None and not of_flush(plan.context):
+        state = None  # left of a flush that found nothing to change
     before = {} if state is None or not state.committed_state else _olds(state, shape.table, after)
     if buffer.posted or state is None:
-        _post(plan, buffer, key, before, after)
+        _post(plan, buffer, place, before, after)
     return Row(key, before, after, program.unknown if rode is None else ())
 
 
@@ -248,9 +251,11 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
     """What a DELETE by key has removed."""
     shape = plan.shape
     key = {name: given[label] for name, label in shape.by_key or ()}
-    before = known_values(_remembered(plan, buffer, key), shape.table)
+    place = shape.table, tuple(key.values())
+    state = buffer.states.pop(place, None)
+    before = {} if state is None or not of_flush(plan.context) else known_values(state, shape.table)
     if buffer.posted:
-        before.update(buffer.posted.pop(_place(plan, key), ()))
+        before.update(buffer.posted.pop(place, ()))
     before.update(key)
     return Row(key, before)
 
@@ -258,37 +263,23 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
 # What the session knows ---------------------------------------------------------------------------------------------
 
 
-def _place(plan: Plan, key: dict[str, Any]) -> tuple[Any, ...]:
-    return plan.shape.table, tuple(key.values())
-
-
-def _post(plan: Plan, buffer: Buffer, key: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
+def _post(plan: Plan, buffer: Buffer, place: tuple[Any, ...], before: dict[str, Any], after: dict[str, Any]) -> None:
     """An UPDATE of which no object takes note before its flush is over, if at all (``post_update``, a row switch, a bulk method), or
     one that follows it.
     """
-    place, posted = _place(plan, key), buffer.posted
+    posted = buffer.posted
     if (known := posted.get(place)) is not None:
         before.update({name: known[name] for name in after if name in known})
         known.update(after)
     elif len(posted) < MAX_POSTED and of_flush(plan.context):
         buffer.states_of(plan.context.root_connection)  # whatever is remembered is of one transaction
         posted[place] = {**after}
-    if not after.keys().isdisjoint(key):
+    if not after.keys().isdisjoint(plan.codec.key):
         posted.pop(place, None)
-
-
-def _remembered(plan: Plan, buffer: Buffer, key: dict[str, Any]) -> Any:
-    """The object behind a row that the unit of work writes, whose statements have a cache of their own. For others there may be one
-    left of a flush that found nothing to change.
-    """
-    state = buffer.states.pop(_place(plan, key), None)
-    return state if state is not None and of_flush(plan.context) else None
 
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:
     """A row as the session has loaded it; what it has not loaded is left out."""
-    if state is None:
-        return {}
     names = _attributes(state.manager.mapper, table)
     if not state.committed_state:  # nothing of it was changed, and mostly all is loaded
         values = [*map(state.dict.get, names.values(), repeat(NO_VALUE))]

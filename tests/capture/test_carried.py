@@ -438,19 +438,19 @@ def test_what_no_event_can_be_made_of_is_the_databases_to_refuse(stage_of: Calla
 def test_old_values_of_what_no_event_could_be_made_of_at_first(stage_of: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not lost on the way."""
     stage = stage_of()
-    make, failed = Maker.events, []
+    make, failed = Maker.event, []
 
-    def fails_once(maker: Maker, connection: sa.Connection, plan: Any, rows: Any) -> Any:
+    def fails_once(maker: Maker, connection: sa.Connection, plan: Any, row: Any) -> Any:
         if not failed:
             failed.append(plan)
             raise CaptureError("not yet")
-        return make(maker, connection, plan, rows)
+        return make(maker, connection, plan, row)
 
     with stage.session() as session, session.begin():
         session.add(one := Hidden(n=1))
         session.flush()
         assert stage.broker is not None
-        monkeypatch.setattr(stage.broker._capture._listener._carrier, "_events", partial(fails_once, stage.broker._capture._maker))
+        monkeypatch.setattr(stage.broker._capture._listener._carrier, "_event", partial(fails_once, stage.broker._capture._maker))
         one.n = 2
     assert [event.payload.get("before") for event in stage.events()] == [None, {"n": 1}]
 

@@ -431,7 +431,9 @@ def test_a_connection_that_is_awake_dispatches(stage: Stage, last: Callable[[Con
     with stage.engine.connect() as connection:
         connection.execute(sa.select(TAGS)).all()
         assert seen == []
-        buffer_of(connection).plan(None, lambda *_: seen.append("executed"))
+        buffer = buffer_of(connection)
+        buffer.executed = lambda *_: seen.append("executed")
+        buffer.plans.append(None)
         connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
         connection.execute(TAGS.insert(), [{"id": 2, "name": "a"}, {"id": 3, "name": "a"}])
         if returning:

@@ -588,3 +588,39 @@ def test_old_values_of_a_row_that_post_update_has_changed(stage: Stage) -> None:
     events = stage.check(Base.metadata)
     (removed,) = [event for event in events if event.operation == "delete" and event.entity == "persons_with_balls"]
     assert removed.before == {"id": 1, "favourite_id": None}
+
+
+# Who executes it ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["before", "after"])
+def test_a_listener_that_executes_many_itself(stage: Stage, way: str) -> None:
+    """If it comes first, it is an error where nothing tells the rows then, not a loss."""
+    metadata, table = things()
+    stage.create(metadata)
+
+    def itself(cursor: Any, sql: str, parameters: Any, context: Any) -> bool:
+        cursor.executemany(sql, parameters)
+        return True
+
+    if way == "after":
+        stage.hook()
+    sa.event.listen(stage.engine, "do_executemany", itself)
+    if way == "before":
+        stage.hook()
+    update = table.update().where(table.c.id == b("which")).values(n=b("what"))
+    sets = [{"which": 1, "what": "d"}, {"which": 2, "what": "e"}]
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), [{"id": 1, "n": "a"}, {"id": 2, "n": "b"}, {"id": 3, "n": "b"}])
+    for statement, given in [(update, sets), (table.delete().where(table.c.n == b("what")), [{"what": "d"}, {"what": "b"}])]:
+        with stage.engine.connect() as connection:
+            try:
+                connection.execute(statement, given)
+            except CaptureError as error:
+                assert way == "before"
+                assert "do_executemany" in str(error)  # noqa: PT017 - it depends on the driver
+                with pytest.raises(CaptureError, match="no event"):
+                    connection.commit()
+            else:
+                connection.commit()
+    stage.check(metadata)
