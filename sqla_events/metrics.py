@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 
 from .signals import Buried, Fact, Processed, Published, Queued, Relayed, Retrying, Signals, Unavailable
+
+MOST_WAITING = 1000
+
+
+class PublishedCounter(Counter):
+    """Counts what was published when somebody looks, or when much waits: to count takes a lock, which every commit would pay for.
+
+    At once where other processes look (``PROMETHEUS_MULTIPROC_DIR``).
+    """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self._waiting: deque[Published] = deque()
+        self._most = 0 if {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"} & os.environ.keys() else MOST_WAITING
+        super().__init__(*given, **named)
+
+    def published(self, fact: Published) -> None:
+        """Count it, now or later; from any thread."""
+        self._waiting.append(fact)
+        if len(self._waiting) > self._most:
+            self._count()
+
+    def _count(self) -> None:
+        counts: dict[tuple[str, str], int] = {}
+        with suppress(IndexError):
+            while True:
+                fact = self._waiting.popleft()
+                counts[fact.source, fact.type] = counts.get((fact.source, fact.type), 0) + fact.count
+        for labels, count in counts.items():
+            super().labels(*labels).inc(count)
+
+    def labels(self, *values: Any, **named: Any) -> PublishedCounter:
+        """Of some labels."""
+        self._count()
+        return super().labels(*values, **named)
+
+    def collect(self) -> Iterable[Metric]:
+        """All of them."""
+        self._count()
+        return super().collect()
 
 
 class Metrics:
@@ -19,8 +61,11 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         counter = partial(Counter, registry=registry)
-        self.published = counter(
-            "eventbroker_events_published_total", "Events captured or published, when committed", ["source", "type"]
+        self.published = PublishedCounter(
+            "eventbroker_events_published_total",
+            "Events captured or published, when committed",
+            ["source", "type"],
+            registry=registry,
         )
         self.processed = counter(
             "eventbroker_events_processed_total", "Events that a subscription is through with", ["source", "type", "status"]
@@ -38,10 +83,8 @@ class Metrics:
         self.unavailable = counter("eventbroker_unavailable_total", "Failed calls to something outside", ["what"])
         self._sizes: dict[str, int] = {}
         self._children: dict[tuple[Any, ...], Any] = {}
-        self._counters: dict[tuple[str, str], Any] = {}
-        """What counts events that are committed, by source and type: one look for each."""
         self._rules: dict[type[Fact], Callable[[Any], object]] = {
-            Published: self._on_published,
+            Published: self.published.published,
             Processed: self._on_processed,
             Queued: self._on_queued,
             Retrying: lambda fact: self.retries.labels(fact.type).inc(),
@@ -67,13 +110,6 @@ class Metrics:
         except KeyError:
             child = self._children[collector, labels] = collector.labels(*labels)
             return child
-
-    def _on_published(self, fact: Published) -> None:
-        try:
-            count = self._counters[fact.source, fact.type]
-        except KeyError:
-            count = self._counters[fact.source, fact.type] = self.published.labels(fact.source, fact.type).inc
-        count(fact.count)
 
     def _on_processed(self, fact: Processed) -> None:
         self._child(self.processed, fact.source, fact.type, fact.status).inc()

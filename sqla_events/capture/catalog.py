@@ -32,8 +32,9 @@ class Catalog:
 
         None in a transaction that has failed: the statement will say so.
         """
-        schema = plan.table.schema if plan.translate is None else plan.translate.get(plan.table.schema, plan.table.schema)
-        known = plan.codec.stored
+        known, schema = plan.codec.stored, plan.shape.table.schema
+        if plan.translate is not None:
+            schema = plan.translate.get(schema, schema)
         if schema in known:
             return known[schema]
         cursor = connection.connection.cursor()

@@ -80,8 +80,8 @@ class TableCodec:
         self._plain_key = all(codec.plain_key for codec in self.key_codecs.values())
         self.sole, self.sole_type = self._natural_key()
         """The one column of a key, and the type of the values with which it is its own JSON object."""
-        self._texted = self.key[0] if len(self.key) == 1 and self._plain_key else None
-        """The one column of a key whose values are its text."""
+        self._texted = self.key[0] if len(self.key) == 1 and self._plain_key else ""
+        """The one column of a key whose values are its text; empty where they are not."""
         self._rounded = [(key, one.rounder) for key, one in self.columns.items() if one.rounder is not None and one.plain is Decimal]
         self._names: dict[Any, tuple[tuple[str, ...], tuple[tuple[str, Rounder], ...]]] = {}
         """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none

@@ -118,17 +118,17 @@ class Listener:
     ) -> tuple[str, Any]:
         """Something is about to be executed."""
         compiled: Any = None if context is None else context.compiled
-        if compiled is None or context.is_text:
-            self._marks.noticed(connection, sql)
+        marks, known = self._marks, None if compiled is None else compiled.__dict__.get(KNOWN)
+        if known is None and (compiled is None or context.is_text):
+            marks.noticed(connection, sql)
             gaps.told(connection, sql, ("savepoint", "commit"), self._on_text)
         elif context.current_parameters is not None:
             return sql, parameters  # a sequence or an SQL default of what is to run, asked for beforehand
-        marks = self._marks
         if marks.changing:
             marks.look_again(connection)
-        if context is None or not (context.isinsert or context.isupdate or context.isdelete):
+        if known is None and not (context is not None and (context.isinsert or context.isupdate or context.isdelete)):
             return self._before_other(connection, sql, context), parameters
-        plan = self._plan_for(connection, context, compiled)
+        plan = self._plan_for(connection, context, compiled, known)
         if plan is not None:
             sql, parameters = self._preparing.prepared(connection, plan, sql, parameters, context, executemany)
         if compiled.ctes:
@@ -185,14 +185,17 @@ class Listener:
         shape = codec.replacing.shape(shape)
         return (shape, codec) if codec.writes(shape) else None
 
-    def _plan_for(self, connection: Connection, context: Any, compiled: Any) -> Plan | None:
-        """The plan of the execution that runs; known already where it comes to the cursor once more, with more rows."""
+    def _plan_for(self, connection: Connection, context: Any, compiled: Any, known: Any) -> Plan | None:
+        """The plan of the execution that runs; there already where it comes to the cursor once more, with more rows.
+
+        :param known: what was found out of the compiled statement.
+        """
         buffer: Buffer | None = connection.__dict__.get(ATTRIBUTE)
-        plan: Plan | None
-        if buffer is not None and buffer.plans and (plan := buffer.plan_of(context)) is not None:
-            return plan
+        if buffer is not None and buffer.plans:
+            there: Plan | None = buffer.plan_of(context)
+            if there is not None:
+                return there
         element = context.invoked_statement
-        known = compiled.__dict__.get(KNOWN)
         if known is None or known[0] is not self._knowledge or known[1]() is not element:
             known = self._find_out(element, compiled)
         if known is None:

@@ -318,6 +318,8 @@ class Plan(msgspec.Struct, eq=False):
     """The statement has been executed."""
     carried: int = 0
     """How many it has written."""
+    sole: bool = False
+    """One row, by key: when it has run, there is nothing to be found out but whether it matched."""
     own: bool = False
     """Of many: they run one by one or in a way that returns rows, not by the driver's executemany."""
     done: bool = False

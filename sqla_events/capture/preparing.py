@@ -32,11 +32,12 @@ class Preparation:
     ) -> tuple[str, Any]:
         """Decide how the rows will be known, and let ride along what that needs; or let the statement write their events."""
         plan.translate = context.execution_options.get("schema_translate_map")
-        if self._cascades is not None and plan.codec.reaches and plan.verb in plan.codec.reaches:
+        if plan.codec.reaches and self._cascades is not None and plan.verb in plan.codec.reaches:
             plan.reached = self._cascades.look(connection, plan, context)
         if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
             if plan.program.carries and self._carrier is not None and not self._marks.known:
                 return self._carrier.carried(connection, plan, sql, parameters, context)
+            plan.sole = plan.shape.verb != "create" and plan.reached is None and not plan.codec.triggered
             return sql, parameters  # one row, and its parameters tell what it is
         by_driver = executemany and context.execute_style.name != "INSERTMANYVALUES"
         _decide(plan, context, executemany, by_driver)

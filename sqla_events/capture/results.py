@@ -16,7 +16,18 @@ from .cascades import Cascades
 from .marks import Marks
 from .plan import Plan, Row
 from .preparing import Preparation
-from .rows import deleted, dropped, inserted, inserted_one, matched, sets_of, updated, whole_rows
+from .rows import (
+    deleted,
+    deleted_row,
+    dropped,
+    inserted,
+    inserted_one,
+    matched,
+    sets_of,
+    updated,
+    updated_row,
+    whole_rows,
+)
 from .select import portions, refresh, still_there, went_in
 
 PORTION = 1000
@@ -65,15 +76,29 @@ class Results:
             if rows < 0 and plan.shape.verb != "create":
                 pipeline.settle(dbapi_cursor, connection.dialect)
                 rows = dbapi_cursor.rowcount
-            if plan.carry is None:
-                plan.ran, plan.rows = True, rows
-            elif self._carrier is not None:
+            if plan.carry is not None and self._carrier is not None:
                 self._carrier.ran(buffer, plan, rows)
                 plans.pop()  # of it there is nothing more to find out
+            elif plan.sole and dbapi_cursor.description is None:  # or the driver may not have counted yet
+                plans.pop()
+                if rows:
+                    self._matched(connection, buffer, plan, context)
+            else:
+                plan.ran, plan.rows = True, rows
             return
         pipeline.settle(dbapi_cursor, connection.dialect)
         try:
             self._take_off(connection, buffer, plan, dbapi_cursor, context)
+        except BaseException:
+            buffer.written.lost = True
+            raise
+
+    def _matched(self, connection: Connection, buffer: Buffer, plan: Plan, context: Any) -> None:
+        """One row was updated or deleted."""
+        try:
+            given = sets_of(plan, context)[0]
+            row = updated_row(plan, buffer, given) if plan.shape.verb == "update" else deleted_row(plan, buffer, given)
+            self._emit(connection, buffer, plan, (row,))
         except BaseException:
             buffer.written.lost = True
             raise
@@ -137,8 +162,8 @@ class Results:
         """The rows that were written."""
         if plan.own and not plan.done and (plan.whole or plan.ride or (plan.shape.verb != "create" and context.rowcount < 0)):
             raise CaptureError(
-                f"a do_executemany listener has executed a statement on {plan.table.fullname}, and nothing tells which rows it has written; "
-                "let it leave such statements to SQLAlchemy, or exclude the table from capture"
+                f"a do_executemany listener has executed a statement on {plan.table.fullname}, and nothing tells which rows it has "
+                "written; let it leave such statements to SQLAlchemy, or exclude the table from capture"
             )
         if plan.whole:
             return whole_rows(plan, plan.rode) if plan.rode else ()

@@ -485,19 +485,25 @@ def test_postgresql(postgres_url: str, driver: str | None, old_values: str) -> N
     run(postgres_url, postgres_url, 3, copy_schema="copy", asynchronous=driver, old_values=old_values)
 
 
-def losing(table: str, verb: str, column: str | None) -> Callable[..., list[Any]]:
-    """Capture as it is, except that it forgets one kind of event, or one column of it."""
-    events = Maker.events
+def lose(monkeypatch: pytest.MonkeyPatch, table: str, verb: str, column: str | None) -> None:
+    """Have capture forget one kind of event, or one column of it."""
+    events, event = Maker.events, Maker.event
+
+    def kept(plan: Any, row: Any) -> bool:
+        if plan.table.name != table:
+            return True
+        if column is not None:
+            (row.after or {}).pop(column, None)
+        return column is not None or (row.verb or plan.verb) != verb
 
     def some(self: Maker, connection: Any, plan: Any, rows: Any) -> list[Any]:
-        if plan.table.name == table and column is None:
-            rows = [row for row in rows if (row.verb or plan.verb) != verb]
-        elif plan.table.name == table:
-            for row in rows:
-                (row.after or {}).pop(column, None)
-        return events(self, connection, plan, rows)
+        return events(self, connection, plan, [row for row in rows if kept(plan, row)])
 
-    return some
+    def one(self: Maker, connection: Any, plan: Any, row: Any) -> Any:
+        return event(self, connection, plan, row) if kept(plan, row) else None
+
+    monkeypatch.setattr(Maker, "events", some)
+    monkeypatch.setattr(Maker, "event", one)
 
 
 @pytest.mark.timeout(0)
@@ -505,7 +511,7 @@ def losing(table: str, verb: str, column: str | None) -> Callable[..., list[Any]
 def test_it_notices_what_is_lost(sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, str, str | None]) -> None:
     """What is proved above can be proved wrong."""
     before = SEEN.copy()
-    monkeypatch.setattr(Maker, "events", losing(*lost))
+    lose(monkeypatch, *lost)
     with pytest.raises((AssertionError, EventError), match=r"only in the|matches 0 rows"):
         run(sqlite_url, f"sqlite:///{tmp_path / 'copy.db'}", 8)
     SEEN.clear()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import sqlalchemy as sa
 from prometheus_client import REGISTRY, CollectorRegistry
 from sqlalchemy.orm import Session
 
 from sqla_events import install_crud_hooks
-from sqla_events.metrics import Metrics, shared_metrics
-from sqla_events.signals import Processed, Signals
+from sqla_events.metrics import MOST_WAITING, Metrics, shared_metrics
+from sqla_events.signals import Processed, Published, Signals
 from tests.integration.shop import Base, Inbox, User, eventually
 
 
@@ -51,3 +52,34 @@ def test_a_registry_of_ones_own() -> None:
     signals.emit(Processed("system", "a.b.c", "completed", 0.25, "g", "s"))
     assert sample("eventbroker_events_processed_total", registry, source="system", type="a.b.c", status="completed") == 1
     assert shared_metrics() is shared_metrics()
+
+
+@pytest.mark.parametrize("many", [1, 3 * MOST_WAITING + 5])
+def test_whoever_looks_sees_all_that_was_published(many: int) -> None:
+    """It is counted when somebody looks, in whatever way, or when much waits."""
+    registry, signals = CollectorRegistry(), Signals()
+    metrics = Metrics(registry)
+    metrics.attach(signals)
+    name, labels = "eventbroker_events_published_total", {"source": "database", "type": "a.b.c"}
+    for _ in range(many):
+        signals.emit(Published("database", "a.b.c", 2))
+    assert sample(name, registry, **labels) == 2 * many
+    signals.emit(Published("database", "a.b.c"))
+    (family,) = registry.restricted_registry([name]).collect()
+    assert next(one.value for one in family.samples if one.name == name) == 2 * many + 1
+    signals.emit(Published("database", "a.b.c"))
+    (family,) = metrics.published.labels("database", "a.b.c").collect()
+    assert next(one.value for one in family.samples if one.name == name) == 2 * many + 2
+    signals.emit(Published("system", "d.e.f", 7))
+    assert sample(name, registry, source="system", type="d.e.f") == 7
+
+
+def test_other_processes_see_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With prometheus-client's files of several processes, whoever looks is none of us."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "here")
+    registry, signals = CollectorRegistry(), Signals()
+    metrics = Metrics(registry)
+    metrics.attach(signals)
+    signals.emit(Published("database", "a.b.c"))
+    assert not metrics.published._waiting
+    assert sample("eventbroker_events_published_total", registry, source="database", type="a.b.c") == 1
