@@ -175,7 +175,10 @@ class Capture:
 
     def _refuse_loss(self, buffer: Buffer) -> None:
         if buffer.lost:
-            raise CaptureError("a write of this transaction has no event, as an earlier error says: it cannot be committed")
+            raise CaptureError(
+                "a write of this transaction has no event, because of an earlier error: it cannot be committed; "
+                "roll it back, or back to a savepoint before that write"
+            )
 
     def _on_prepare_twophase(self, connection: Connection, xid: Any) -> None:
         self._refuse_loss(buffer_of(connection))
@@ -204,7 +207,7 @@ class Capture:
         self._drain(connection, buffer)
         if name is None:  # SQLAlchemy names it after this, by the next number
             name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]
-        buffer.marks[name] = buffer.written.copy()
+        buffer.mark(name)
 
     def _on_release_savepoint(self, connection: Connection, name: str, _: Any) -> None:
         """pysqlite's transaction begins with the first write: a savepoint before that is the transaction, and RELEASE its COMMIT."""
@@ -212,11 +215,7 @@ class Capture:
             self._drain(connection, buffer)
 
     def _on_rollback_savepoint(self, connection: Connection, name: str, _: Any) -> None:
-        buffer = buffer_of(connection)
-        buffer.rows.clear()
-        buffer.plans.clear()
-        buffer.posted.clear()
-        buffer.written = buffer.marks[name].copy() if name in buffer.marks else Written()
+        buffer_of(connection).back_to(name)
 
     def _transaction_text(self, connection: Connection, word: str, name: str | None) -> None:
         """Somebody writes SAVEPOINT or COMMIT, or has written ROLLBACK as text: what is captured must be on the right side of it."""

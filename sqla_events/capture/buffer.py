@@ -73,14 +73,16 @@ class Buffer(msgspec.Struct, eq=False):
     states: dict[Any, Any] = {}
     """What the session knows of rows that are about to be written, by table and key: ORM states."""
     posted: dict[Any, dict[str, Any]] = {}
-    """By table and key: what the unit of work has written to rows without taking note of it in their objects."""
+    """By table and key: what was written to rows without taking note of it in their objects, by the unit of work, or by the database."""
+    astray: set[Any] = set()
+    """Tables whose rows were written past their objects, and nobody knows which: of old values only ``posted`` tells."""
     transaction: Any = _none
     """What tells the transaction that these are of, as long as it lives."""
     proxied: Any = None
     """The proxy of the driver's connection whose transaction all of this is of: a Connection has another one when its own was lost."""
     written: Written = msgspec.field(default_factory=Written)
-    marks: dict[str, Written] = {}
-    """What was written when a savepoint was made."""
+    marks: dict[str, tuple[Written, dict[Any, Any], set[Any]]] = {}
+    """What was written when a savepoint was made, and what was ``posted`` and ``astray``."""
     after: Any = None
     """What waits to be told how the COMMIT went, where somebody waits for handlers."""
     checked: bool = False
@@ -110,6 +112,7 @@ class Buffer(msgspec.Struct, eq=False):
         self.plans.clear()
         self.states.clear()
         self.posted.clear()
+        self.astray.clear()
         if self.written.counts or self.written.lost:
             self.written = Written()  # whoever was told of a COMMIT has the old one
         self.marks.clear()
@@ -126,8 +129,26 @@ class Buffer(msgspec.Struct, eq=False):
         if self.transaction() is not transaction:
             self.states.clear()
             self.posted.clear()
+            self.astray.clear()
             self.transaction = _none if transaction is None else ref(transaction)
         return self.states
+
+    def stray(self, table: Any) -> None:
+        """Rows of a table are written past their objects."""
+        self.astray.add(table)
+        for place in [one for one in self.posted if one[0] is table]:
+            del self.posted[place]
+
+    def mark(self, savepoint: str) -> None:
+        """A savepoint is made."""
+        self.marks[savepoint] = self.written.copy(), self.posted.copy(), self.astray.copy()
+
+    def back_to(self, savepoint: str) -> None:
+        """All that came after it is undone."""
+        self.rows.clear()
+        self.plans.clear()
+        written, posted, astray = self.marks.get(savepoint) or (Written(), {}, {table for table, _ in self.posted})
+        self.written, self.posted, self.astray = written.copy(), posted.copy(), astray.copy()
 
     def begin(self, connection: Connection, commit: commits.Commit) -> None:
         """A transaction is about to write: what its first write needs.

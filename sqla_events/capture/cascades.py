@@ -363,6 +363,12 @@ def _without_key(
             rows.append(Row({}, row, verb="delete"))
             link = reached.how[table, key]
             if link.then == "update":
-                nulls = dict.fromkeys(link.referring, Loaded(None)) if link.nulls else {}
-                rows.append(Row({}, None, _place(row, table, reached, moved) | nulls, verb="create"))
+                after = _place(row, table, reached, moved)
+                unknown: tuple[str, ...] = ()
+                if link.nulls:
+                    after = after | dict.fromkeys(link.referring, Loaded(None))
+                elif link not in moved:  # SET DEFAULT
+                    after = {name: value for name, value in after.items() if name not in link.referring}
+                    unknown = tuple(str(table.columns[name].name) for name in link.referring)
+                rows.append(Row({}, None, after, unknown, verb="create"))
     return rows

@@ -75,12 +75,12 @@ class TableCodec:
         self.replacing = Replacing(table, dialect)
         self.spelled = any(is_spelled(codec.kind, dialect) for codec in self.key_codecs.values())
         """Only the database knows how the key of a row is written that a statement names."""
-        self._dialect = dialect
+        self.dialect = dialect
         self._kinds: dict[str, TypeEngine[Any]] = {}
-        self._plain_key = all(codec.plain_key for codec in self.key_codecs.values())
+        self.plain_key = all(codec.plain_key for codec in self.key_codecs.values())
         self.sole, self.sole_type = self._natural_key()
         """The one column of a key, and the type of the values with which it is its own JSON object."""
-        self._texted = self.key[0] if len(self.key) == 1 and self._plain_key else ""
+        self._texted = self.key[0] if len(self.key) == 1 and self.plain_key else ""
         """The one column of a key whose values are its text; empty where they are not."""
         self._rounded = [(key, one.rounder) for key, one in self.columns.items() if one.rounder is not None and one.plain is Decimal]
         self._names: dict[Any, tuple[tuple[str, ...], tuple[tuple[str, Rounder], ...]]] = {}
@@ -120,7 +120,7 @@ class TableCodec:
         """The SQL type of a column, seen or hidden: the level of an event's values."""
         if key not in self._kinds:
             known = self.columns.get(key) or self.key_codecs.get(key)
-            self._kinds[key] = (known or ColumnCodec(self.table.columns[key], self._dialect)).kind
+            self._kinds[key] = (known or ColumnCodec(self.table.columns[key], self.dialect)).kind
         return self._kinds[key]
 
     def narrows(self, key: str) -> bool:
@@ -245,9 +245,9 @@ class TableCodec:
             return str(value)
         if len(self.key) == 1:
             value = values.get(self.key[0])
-            if type(value) is Loaded and self._plain_key:
+            if type(value) is Loaded and self.plain_key:
                 value = value.value if type(value.value) in (int, str) else value
-            return str(value) if type(value) in (int, str) and self._plain_key else self._key_form(self.key[0], value)
+            return str(value) if type(value) in (int, str) and self.plain_key else self._key_form(self.key[0], value)
         if not self.key:
             return "*"
         forms = [self._key_value(name, values.get(name)) for name in self.key]

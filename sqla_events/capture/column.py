@@ -189,11 +189,20 @@ class ColumnCodec:
         null = SQL_NULL if self.is_json else None
         if self.as_text:
             return _json_text
-        if load is None and isinstance(self.kind, sa.Float):  # SQLite's RETURNING tells 2 of a stored 2.0
-            return lambda raw: float(raw) if type(raw) is int else raw
+        if load is None and self._dialect.name == "sqlite":  # whose RETURNING may tell 2 of a stored 2.0, and 2.0 of a stored 2
+            if isinstance(self.kind, sa.Float):
+                return lambda raw: float(raw) if type(raw) is int else raw
+            if isinstance(self.kind, sa.Integer) and any(map(_is_float, self.column.table.columns)):
+                return lambda raw: int(raw) if type(raw) is float and raw.is_integer() else raw
         if load is None:
             return as_it_is if null is None else lambda raw: null if raw is None else raw
-        return lambda raw: null if raw is None else load(raw)
+        if self.is_json:
+            return lambda raw: SQL_NULL if raw is None else sa.JSON.NULL if (value := load(raw)) is None else value
+        return lambda raw: None if raw is None else load(raw)
+
+
+def _is_float(column: sa.Column[Any]) -> bool:
+    return isinstance(getattr(column.type, "impl", column.type), sa.Float)
 
 
 def _one_number(codec: ColumnCodec, dialect: Dialect) -> Callable[[str], str]:

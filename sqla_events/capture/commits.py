@@ -57,15 +57,9 @@ def after(connection: Connection, committed: Committed) -> None:
 
 
 def watch(dialect: Dialect) -> None:
-    """Have a dialect tell, if it does not yet."""
+    """Have a dialect tell, if it does not yet. For good: hooks may go while a transaction has events to write."""
     for name, function in _FUNCTIONS.items():
         put(dialect, name, function)
-
-
-def unwatch(dialect: Dialect) -> None:
-    """No more."""
-    for name, function in _FUNCTIONS.items():
-        take_off(dialect, name, function)
 
 
 def put(dialect: Dialect, name: str, function: Callable[..., None]) -> None:

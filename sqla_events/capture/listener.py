@@ -25,7 +25,7 @@ from .cascades import Cascades
 from .codec import TableCodec
 from .kept import ByIdentity
 from .marks import Marks
-from .plan import Plan, Program, Shape, of_flush, program, shape_of
+from .plan import Plan, Program, Shape, as_compiled, is_synchronized, of_flush, program, shape_of
 from .preparing import Preparation
 from .results import Emit, Results
 from .select import present_rows
@@ -91,14 +91,13 @@ class Listener:
         self._listening.append((target, name, function))
 
     def unlisten(self) -> None:
-        """Unhook; nothing stays behind."""
+        """Unhook. Only the dialect tells of COMMIT still: transactions on their way have events to write."""
         quiet.detach(self._engine, self)
         for target, name, function in self._listening:
             event.remove(target, name, function)
         self._listening.clear()
         if flushed.unlisten(self._engine.dialect):
             quiet.unwatch(self._engine.dialect)
-            commits.unwatch(self._engine.dialect)
 
     def forget(self) -> None:
         """What statements write is to be found out anew."""
@@ -174,7 +173,9 @@ class Listener:
         target = self._targets.get(element, self._target)
         if target is None or target[0].table.name in self._marks.known:  # its trigger writes the events
             return None
-        buffer_of(connection).begin(connection, self._commit)
+        buffer = buffer_of(connection)
+        buffer.begin(connection, self._commit)
+        buffer.stray(target[0].table)
         return Plan(element, *target, many=False, want_old=self._always)
 
     def _target(self, element: Any) -> tuple[Shape, TableCodec] | None:
@@ -206,8 +207,8 @@ class Listener:
             buffer = buffer_of(connection)
         buffer.begin(connection, self._commit)
         _, _, shape, codec, told = known
-        if codec.spelled and shape.by_key and not of_flush(context):
-            shape = replace(shape, by_key=None)
+        if (shape.verb != "create" or shape.upsert) and not of_flush(context):
+            shape = _past_objects(buffer, shape, codec, context)
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
         if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
             self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
@@ -220,8 +221,9 @@ class Listener:
         target = self._targets.get(element, self._target)
         if target is None:
             return None
-        told = target[1].programs.get(compiled, self._program, *target)
-        known = compiled.__dict__[KNOWN] = (self._knowledge, ref(element), *target, told)
+        shape, codec = as_compiled(target[0], compiled), target[1]
+        told = codec.programs.get(compiled, self._program, shape, codec)
+        known = compiled.__dict__[KNOWN] = (self._knowledge, ref(element), shape, codec, told)
         return known
 
     def _program(self, compiled: Any, shape: Shape, codec: TableCodec) -> Program:
@@ -270,6 +272,13 @@ class Listener:
         buffer = held(connection)
         if buffer is not None and buffer.plans:
             self._results.executed(connection, buffer, getattr(result, "context", None))
+
+
+def _past_objects(buffer: Buffer, shape: Shape, codec: TableCodec, context: Any) -> Shape:
+    """Of a statement that is not the unit of work's."""
+    if not is_synchronized(context) or any(table is shape.table for table, _ in buffer.posted):
+        buffer.stray(shape.table)
+    return replace(shape, by_key=None) if codec.spelled and shape.by_key else shape
 
 
 _SAVEPOINTS: dict[Any, str] = {

@@ -10,7 +10,8 @@ pysqlite    ``executemany``, which asks for one set after the other and adds up 
             a row more
 aiosqlite   the same (behind SQLAlchemy 2.0 one by one); one by one is a visit to its thread for each
 psycopg     ``executemany(returning=True)``, in its pipeline
-asyncpg     ``fetchmany`` of the prepared statement, which is pipelined too
+asyncpg     ``fetchmany`` of the prepared statement, which is pipelined too; one by one where the rows that come back would
+            not tell which sets they are of
 ==========  ===================================================================================================
 """
 
@@ -50,12 +51,26 @@ def run(plan: Plan, cursor: Any, sql: str, parameters: Sequence[Any], context: A
     runner = _RUNNERS.get((dialect.driver, bool(dialect.is_async)), _one_by_one)
     if dialect.name == "sqlite" and not plan.ride and _sqlite_cursor(cursor) is not None:
         runner = _watched
+    if runner is _asyncpg and _which_is_unclear(plan, context):
+        runner = _one_by_one
     try:
         runner(cursor, sql, parameters, done)
     finally:
         context.cursor_fetch_strategy = strategies._NO_CURSOR_DML
     if dialect.supports_sane_multi_rowcount and (not context.isinsert or dialect.name == "sqlite"):  # as the driver's executemany tells
         context._rowcount = sum(done.counts)
+
+
+def _which_is_unclear(plan: Plan, context: Any) -> bool:
+    """Whether rows that come back do not tell by their keys which sets they are of."""
+    if plan.whole or not plan.shape.by_key:
+        return False
+    if any(key in plan.program.given or key in plan.program.moved for key in plan.codec.key):
+        return True
+    if plan.shape.exact:
+        return False
+    keys = [{name: given[label] for name, label in plan.shape.by_key} for given in context.compiled_parameters]
+    return len({plan.codec.key_text(key) for key in keys}) < len(keys)
 
 
 def _one_by_one(cursor: Any, sql: str, parameters: Sequence[Any], done: Tally) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -41,6 +41,8 @@ class Shape:
     """The WHERE names the primary key and nothing more."""
     replaces: bool = False
     """OR REPLACE, which removes rows that are in the way (SQLite)."""
+    keeps: bool = False
+    """OR FAIL, which keeps what it has written before a row that fails (SQLite)."""
 
 
 def shape_of(element: Any) -> Shape | None:
@@ -65,18 +67,18 @@ def _shape(statement: Any) -> Shape | None:
     if verb is None or table is None:
         return None
     words = " ".join(str(prefix).upper() for prefix, _ in statement._prefixes)
-    replaces = "REPLACE" in words
+    replaces, keeps = "REPLACE" in words, "FAIL" in words
     if verb != "create":
         conjuncts = list(_conjuncts(statement._where_criteria))
         by_key = _by_key(conjuncts, table)
-        return Shape(table, verb, by_key, False, False, False, len(conjuncts) == len(by_key or ()), replaces)
+        return Shape(table, verb, by_key, False, False, False, len(conjuncts) == len(by_key or ()), replaces, keeps)
     clause = statement._post_values_clause
     values = statement._values or statement._multi_values
     declared = isinstance(target_of(statement), sa.Table)  # or nobody has told SQLAlchemy the types of what is given
     plain = declared and not values and statement.select is None and clause is None and not words
     upsert = type(clause).__name__ == "OnConflictDoUpdate" or replaces
     sorted_ = statement._sort_by_parameter_order and not statement._returning
-    return Shape(table, verb, None, plain, upsert, sorted_, replaces=replaces)
+    return Shape(table, verb, None, plain, upsert, sorted_, replaces=replaces, keeps=keeps)
 
 
 def table_of(statement: Any) -> sa.Table | None:
@@ -187,6 +189,14 @@ class Program(msgspec.Struct, frozen=True):
 
 NO_PROGRAM = Program()
 """Of a DELETE, and of a plan that no compiled statement of its own carries out."""
+
+
+def as_compiled(shape: Shape, compiled: Any) -> Shape:
+    """With the names that parameters have when it is compiled: long ones are shortened."""
+    if not shape.by_key or all(len(label) <= compiled.label_length - 6 for _, label in shape.by_key):
+        return shape
+    names = {str(bound.key): name for bound, name in compiled.bind_names.items()}
+    return replace(shape, by_key=tuple((key, names.get(label, label)) for key, label in shape.by_key))
 
 
 def program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
@@ -341,6 +351,12 @@ class Plan(msgspec.Struct, eq=False):
 def of_flush(context: Any) -> bool:
     """Whether the unit of work executes this, or a bulk method: they have a cache of their own for compiled statements."""
     return "compiled_cache" in context.execution_options
+
+
+def is_synchronized(context: Any) -> bool:
+    """Whether the session brings its objects up to what this UPDATE or DELETE does."""
+    options = context.execution_options.get("_sa_orm_update_options")
+    return options is not None and bool(options._synchronize_session) and options._dml_strategy != "core_only"
 
 
 def changed_keys(plan: Plan) -> frozenset[str]:

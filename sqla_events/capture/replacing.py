@@ -1,6 +1,8 @@
-"""SQLite: rows that a statement removes because they are in the way of what it writes (REPLACE). Nothing tells which.
+"""SQLite: rows that a statement removes because they are in the way of what it writes (REPLACE), and those that it has written
+before one that fails (FAIL). Nothing tells which.
 
-An INSERT that replaces the row under its own key is an upsert. What it removes under other keys is a reported gap.
+An INSERT that replaces the row under its own key is an upsert. What it removes under other keys is a reported gap. What a failed
+statement has left is not to be committed.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ _OPTIONS = {sa.PrimaryKeyConstraint: "on_conflict_primary_key", sa.UniqueConstra
 
 
 class Replacing:
-    """What the constraints of a table say: "ON CONFLICT REPLACE"."""
+    """What the constraints of a table say: "ON CONFLICT REPLACE", "ON CONFLICT FAIL"."""
 
     def __init__(self, table: sa.Table, dialect: Dialect) -> None:
         unique = [one for one in table.constraints if isinstance(one, (sa.PrimaryKeyConstraint, sa.UniqueConstraint))]
-        replacing = [one for one in unique if _replaces(one)] if dialect.name == "sqlite" else []
+        replacing = [one for one in unique if "REPLACE" in _said(one)] if dialect.name == "sqlite" else []
         self.key = any(isinstance(one, sa.PrimaryKeyConstraint) for one in replacing)
         """Of the primary key."""
         self.columns = frozenset(column.key for one in replacing for column in one.columns)
@@ -28,6 +30,13 @@ class Replacing:
         indexes = (index for index in table.indexes if index.unique)
         self.unique = any(isinstance(one, sa.UniqueConstraint) for one in unique) or any(True for _ in indexes)
         """The table has other unique columns than those of the key."""
+        self.fails = dialect.name == "sqlite" and (any("FAIL" in _said(one) for one in table.constraints) or _fails(table))
+        """A statement that fails may have written rows."""
+
+    def keeps(self, plan: Any) -> bool:
+        """Whether a statement that has failed may have left rows of which nothing tells."""
+        one_row = plan.shape.given or plan.shape.by_key
+        return (self.fails or plan.shape.keeps) and not (one_row and not plan.whole)
 
     def shape(self, shape: Any) -> Any:
         """An INSERT into a table whose key replaces is an upsert, although it does not say so."""
@@ -42,10 +51,15 @@ class Replacing:
         return plan.shape.replaces or not self.columns.isdisjoint(plan.program.moved.union(plan.program.given))
 
 
-def _replaces(constraint: Any) -> bool:
-    said = [constraint.dialect_options["sqlite"]["on_conflict"]]
-    if len(constraint.columns) == 1:
+def _said(constraint: Any) -> set[str]:
+    said = [constraint.dialect_options["sqlite"].get("on_conflict")]
+    if type(constraint) in _OPTIONS and len(constraint.columns) == 1:
         (column,) = constraint.columns
         said.append(column.dialect_options["sqlite"][_OPTIONS[type(constraint)]])
-    return any(str(one or "").upper() == "REPLACE" for one in said)
+    return {str(one or "").upper() for one in said}
+
+
+def _fails(table: sa.Table) -> bool:
+    """Of NOT NULL."""
+    return any(str(one.dialect_options["sqlite"]["on_conflict_not_null"] or "").upper() == "FAIL" for one in table.columns)
 

@@ -23,6 +23,7 @@ from .rows import (
     inserted,
     inserted_one,
     matched,
+    post_caused,
     sets_of,
     updated,
     updated_row,
@@ -196,7 +197,9 @@ class Results:
         for one, of_one in chain(caused, own) if plan.verb == "delete" else chain(own, caused):
             if one is plan:
                 self._tell(connection, buffer, one, of_one)
-            elif not self._marks.sees(one.table, plan):
+                continue
+            post_caused(one, buffer, of_one)
+            if not self._marks.sees(one.table, plan):
                 self._emit(connection, buffer, one, of_one)
 
     def failed(self, context: Any) -> None:
@@ -210,6 +213,13 @@ class Results:
             self._marks.done(connection)
         _hide_ride(context, execution)
         of_driver = isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error)
+        self._give_up(connection, buffer, context, of_driver)
+        if of_driver and connection.dialect.name == "sqlite" and not _in_transaction(connection):
+            buffer.clear()  # ON CONFLICT ROLLBACK, a full disk
+
+    def _give_up(self, connection: Connection, buffer: Buffer, context: Any, of_driver: bool) -> None:
+        """The plans of an execution that has failed."""
+        execution = context.execution_context
         if not of_driver and buffer.written.counts and gaps.rolls_back(context.statement, execution):
             buffer.written.lost = True  # a listener's error: nobody knows whether it has run
         while (plan := buffer.plan_of(execution)) is not None:
@@ -225,8 +235,15 @@ class Results:
                     self._carrier.ran(buffer, plan, execution.cursor.rowcount)
                 else:
                     buffer.written.lost = True
-            if plan.counts is not None and connection.dialect.name == "sqlite":
-                self._done(connection, buffer, plan, execution)
+            if type(plan) is Plan and connection.dialect.name == "sqlite":
+                self._left(connection, buffer, plan, execution)
+
+    def _left(self, connection: Connection, buffer: Buffer, plan: Plan, execution: Any) -> None:
+        """What SQLite keeps of a statement that has failed."""
+        if plan.codec.replacing.keeps(plan) or (plan.ran and plan.counts is None and not plan.whole):
+            buffer.written.lost = True  # rows of FAIL, or of the batches before
+        elif plan.counts is not None:
+            self._done(connection, buffer, plan, execution)
 
 
 def _hide_ride(context: Any, execution: Any) -> None:
@@ -234,6 +251,11 @@ def _hide_ride(context: Any, execution: Any) -> None:
     error, written = context.sqlalchemy_exception, execution.statement
     if written and str(getattr(error, "statement", "")).startswith(written):
         error.statement = written
+
+
+def _in_transaction(connection: Connection) -> bool:
+    proxied: Any = connection._dbapi_connection
+    return bool(getattr(getattr(proxied, "driver_connection", None), "in_transaction", True))
 
 
 def _has_run(dbapi_cursor: Any) -> bool:

@@ -104,14 +104,17 @@ def _sql(plan: Plan, key: str, owner: str, context: Any) -> str:
 
 
 def _owner(plan: Plan, context: Any, target: Any) -> str:
-    """The name under which RETURNING knows the table."""
+    """The name under which RETURNING knows the table: with its schema, as there may be another of that name in the statement."""
+    quote = context.dialect.identifier_preparer.quote
     if isinstance(target, sa.sql.selectable.AliasedReturnsRows):
         owner = target.name
         if isinstance(owner, sa.sql.elements._truncated_label):
             owner = context.compiled._truncated_identifier("alias", owner)
-    else:
-        owner = plan.table.name
-    return str(context.dialect.identifier_preparer.quote(owner))
+        return str(quote(owner))
+    schema = plan.table.schema
+    if plan.translate is not None:
+        schema = plan.translate.get(schema, schema)
+    return f"{quote(schema)}.{quote(plan.table.name)}" if schema else str(quote(plan.table.name))
 
 
 def compiled_target(context: Any) -> Any:

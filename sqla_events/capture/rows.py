@@ -237,7 +237,7 @@ def updated_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapp
     if state is not None and not of_flush(plan.context):
         state = None  # left of a flush that found nothing to change
     before = {} if state is None or not state.committed_state else _olds(state, shape.table, after)
-    if buffer.posted or state is None:
+    if state is None or buffer.posted or buffer.astray:
         _post(plan, buffer, place, before, after)
     return Row(key, before, after, program.unknown if rode is None else ())
 
@@ -254,7 +254,9 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
     place = shape.table, tuple(key.values())
     state = buffer.states.pop(place, None)
     before = {} if state is None or not of_flush(plan.context) else known_values(state, shape.table)
-    if buffer.posted:
+    if buffer.posted or buffer.astray:
+        if shape.table in buffer.astray:
+            before = {}
         before.update(buffer.posted.pop(place, ()))
     before.update(key)
     return Row(key, before)
@@ -265,17 +267,40 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
 
 def _post(plan: Plan, buffer: Buffer, place: tuple[Any, ...], before: dict[str, Any], after: dict[str, Any]) -> None:
     """An UPDATE of which no object takes note before its flush is over, if at all (``post_update``, a row switch, a bulk method), or
-    one that follows it.
+    one that follows it, or others that were astray.
     """
-    posted = buffer.posted
-    if (known := posted.get(place)) is not None:
+    posted, table = buffer.posted, plan.shape.table
+    if table in buffer.astray:
+        before.clear()
+    known = posted.pop(place, None)
+    if known is not None:
         before.update({name: known[name] for name in after if name in known})
-        known.update(after)
-    elif len(posted) < MAX_POSTED and of_flush(plan.context):
-        buffer.states_of(plan.context.root_connection)  # whatever is remembered is of one transaction
-        posted[place] = {**after}
-    if not after.keys().isdisjoint(plan.codec.key):
-        posted.pop(place, None)
+    elif not of_flush(plan.context):
+        return
+    left = {name: value for name, value in (known or {}).items() if name not in plan.program.moved}
+    key = tuple(after.get(name, value) for (name, _), value in zip(plan.shape.by_key or (), place[1], strict=True))
+    _remember(buffer, (table, key), {**left, **after})
+
+
+def _remember(buffer: Buffer, place: tuple[Any, ...], values: dict[str, Any]) -> None:
+    if len(buffer.posted) < MAX_POSTED or place in buffer.posted:
+        buffer.posted[place] = values
+    else:
+        buffer.astray.add(place[0])
+
+
+def post_caused(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
+    """The database has changed these rows, and no object takes note of it."""
+    table, codec = plan.shape.table, plan.codec
+    if not codec.plain_key:  # which comes back in another form than objects have it in
+        buffer.stray(table)
+        return
+    for row in rows:
+        key = {name: value.value if type(value) is Loaded else value for name, value in row.key.items()}
+        known = buffer.posted.pop((table, tuple(key.values())), {})
+        if row.after is not None:
+            moved = {name: value.value if type(value) is Loaded else value for name, value in row.after.items() if name in key}
+            _remember(buffer, (table, tuple({**key, **moved}.values())), {**known, **row.after})
 
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:

@@ -87,13 +87,14 @@ def matching(
 
 def _columns(reader: TableCodec, source: Any, names: Sequence[str]) -> sa.Select[Any]:
     """Columns at the level of their SQL types; JSON as it is stored, since SQLAlchemy makes None of a JSON null and of NULL."""
-    return sa.select(*(_column(source.c[key], reader.kind(key)).label(f"c{n}") for n, key in enumerate(names)))
+    as_text = reader.dialect.name == "postgresql"
+    return sa.select(*(_column(source.c[key], reader.kind(key), as_text).label(f"c{n}") for n, key in enumerate(names)))
 
 
-def _column(column: Any, kind: TypeEngine[Any]) -> Any:
-    if isinstance(kind, sa.JSON):
+def _column(column: Any, kind: TypeEngine[Any], as_text: bool) -> Any:
+    if isinstance(kind, sa.JSON) and as_text:
         return sa.cast(column, sa.Text())
-    return sa.type_coerce(column, sa.types.NullType() if kind._has_column_expression else kind)
+    return sa.type_coerce(column, sa.types.NullType() if kind._has_column_expression or isinstance(kind, sa.JSON) else kind)
 
 
 def _run(connection: Connection, plan: Plan, query: sa.Select[Any], values: Mapping[str, Any]) -> Any:

@@ -624,3 +624,178 @@ def test_a_listener_that_executes_many_itself(stage: Stage, way: str) -> None:
             else:
                 connection.commit()
     stage.check(metadata)
+
+
+# Names and forms ----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_whose_label_is_too_long(stage: Stage) -> None:
+    """The compiler shortens the name of its parameter."""
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Entry(Own):
+        __tablename__ = "inventory_warehouse_stock_adjustment_history_entries"
+        adjustment_id: Mapped[int] = mapped_column(primary_key=True)
+        n: Mapped[str | None]
+
+    stage.create(Own.metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.add_all([Entry(adjustment_id=number, n="a") for number in (1, 2, 3)])
+        session.commit()
+        entries = session.scalars(sa.select(Entry).order_by(Entry.adjustment_id)).all()
+        entries[0].n = "b"
+        session.flush()
+        entries[0].n = entries[1].n = "c"
+        session.flush()
+        session.delete(entries[2])
+        session.commit()
+    assert [event.operation for event in stage.check(Own.metadata)] == ["create"] * 3 + ["update"] * 3 + ["delete"]
+
+
+def test_tables_of_one_name_in_two_schemas(stage: Stage) -> None:
+    """What rides along says of which it is."""
+    if stage.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite's schemas are files")
+    metadata = sa.MetaData()
+    one, two = (
+        sa.Table("t", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.String(9)), schema=name)
+        for name in ("One", "two")
+    )
+    with stage.engine.begin() as connection:
+        connection.execute(sa.schema.CreateSchema("One"))
+        connection.execute(sa.schema.CreateSchema("two"))
+    metadata.create_all(stage.engine)
+    stage.hook(old_values="always")
+    with stage.engine.begin() as connection:
+        for table in (one, two):
+            connection.execute(table.insert(), [{"id": 1, "n": str(table.schema)}, {"id": 2, "n": None}])
+        connection.execute(one.update().where(one.c.id == two.c.id).values(n=two.c.n))
+        assert connection.execute(one.update().where(one.c.id == two.c.id).values(n="x").returning(one.c.id)).all() == [(1,), (2,)]
+        connection.execute(one.delete().where(one.c.id == two.c.id, two.c.id == 1))
+    assert [(event.type, event.key) for event in stage.events()[4:]] == [
+        ("One.t.update", "1"), ("One.t.update", "2"), ("One.t.update", "1"), ("One.t.update", "2"), ("One.t.delete", "1"),
+    ]  # fmt: skip
+
+
+def test_json_null_that_comes_back(stage: Stage) -> None:
+    """Also where None would be NULL; and numbers with all of their digits."""
+    metadata = sa.MetaData()
+    table = sa.Table("docs", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("v", sa.JSON(none_as_null=True)))
+    stage.create(metadata)
+    stage.hook(old_values="always")
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert().values([{"id": 1, "v": sa.JSON.NULL}, {"id": 2, "v": {}}, {"id": 3, "v": 0.1 + 0.2}]))
+        connection.execute(table.update().where(table.c.id == b("which")).values(v=sa.JSON.NULL), [{"which": 2}, {"which": 3}])
+        connection.execute(table.update().where(table.c.id < 2).values(v=sa.null()))
+    stage.check(metadata)
+
+
+def test_whole_numbers_beside_floats(stage: Stage) -> None:
+    """SQLite returns 2.0 for a 2 beside a REAL."""
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "mixed",
+        metadata,
+        sa.Column("f", sa.Float, primary_key=True),
+        sa.Column("k", sa.Integer, primary_key=True),
+        sa.Column("n", sa.Integer),
+    )
+    stage.create(metadata)
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), {"f": 2.0, "k": 2, "n": 3})
+        connection.execute(table.update().where(table.c.f > 1).values(n=1))
+        connection.execute(table.delete().where(table.c.f > 1))
+    events = stage.check(metadata)
+    assert {event.key for event in events} == {"[2.0,2]"}
+    assert [type(value) for event in events for name, value in {**event.after, **event.before}.items() if name != "f"] == [int] * 5
+
+
+# What fails ---------------------------------------------------------------------------------------------------------
+
+
+def test_sqlite_that_rolls_back_by_itself(stage: Stage) -> None:
+    """What waited to be written is undone with the rest."""
+    if stage.engine.dialect.name != "sqlite":
+        pytest.skip("SQLite's")
+    metadata, table = things()
+    unique = sa.Column("u", sa.Integer, unique=True, sqlite_on_conflict_unique="ROLLBACK")
+    other = sa.Table("others", metadata, sa.Column("id", sa.Integer, primary_key=True), unique)
+    stage.create(metadata)
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(other.insert(), {"id": 1, "u": 5})
+    with stage.engine.connect() as connection:
+        connection.execute(table.insert(), {"id": 50, "n": "gone"})
+        with pytest.raises(sa.exc.IntegrityError):
+            connection.execute(other.insert(), {"id": 2, "u": 5})
+        connection.execute(table.insert(), {"id": 51, "n": "stays"})
+        connection.commit()
+    assert [event.key for event in stage.check(metadata)] == ["1", "51"]
+
+
+@pytest.mark.parametrize("way", ["table", "statement", "batches"])
+def test_rows_that_sqlite_keeps_of_a_statement_that_failed(stage: Stage, way: str) -> None:
+    """FAIL, and an earlier batch of many: of these rows nothing tells, so they cannot be committed; a savepoint undoes them."""
+    if stage.engine.dialect.name != "sqlite":
+        pytest.skip("SQLite's")
+    metadata = sa.MetaData()
+    unique = sa.Column("u", sa.Integer, unique=True, sqlite_on_conflict_unique="FAIL" if way == "table" else None)
+    table = sa.Table("left_behind", metadata, sa.Column("id", sa.Integer, primary_key=True), unique)
+    stage.create(metadata)
+    stage.hook()
+    many = [{"u": 1}, {"u": 2}, {"u": 3}, {"u": 1}]
+    statement: Any = table.insert().return_defaults(sort_by_parameter_order=True)
+    given: Any = many
+    if way != "batches":
+        statement, given = table.insert().values(many), {}
+    if way == "statement":
+        statement = statement.prefix_with("OR FAIL")
+    options = {"insertmanyvalues_page_size": 2}
+    with stage.engine.connect() as connection:
+        with connection.begin_nested() as savepoint:
+            with pytest.raises(sa.exc.IntegrityError):
+                connection.execute(statement, given, execution_options=options)
+            savepoint.rollback()
+        connection.execute(table.insert(), {"id": 9, "u": 9})
+        connection.commit()
+        with pytest.raises(sa.exc.IntegrityError):
+            connection.execute(statement, given, execution_options=options)
+        with pytest.raises(CaptureError, match="roll it back"):
+            connection.commit()
+    assert [event.key for event in stage.check(metadata)] == ["9"]
+
+
+def test_the_hooks_go_while_a_transaction_has_events(stage: Stage) -> None:
+    """They are written with its COMMIT all the same."""
+    metadata, table = things()
+    stage.create(metadata)
+    stage.hook()
+    assert stage.broker is not None
+    with stage.engine.connect() as connection, stage.engine.connect() as idle:
+        connection.execute(table.insert(), [{"id": 1}, {"id": 2}])
+        idle.execute(sa.select(table)).all()
+        stage.broker.uninstall()
+        connection.commit()
+        connection.execute(table.insert(), [{"id": 3}])
+        connection.rollback()
+    assert [event.key for event in stage.check(metadata)] == ["1", "2"]
+
+
+def test_rows_without_a_key_that_get_their_default(stage: Stage) -> None:
+    """Which only the database knows."""
+    metadata = sa.MetaData()
+    parents = sa.Table("parents_set", metadata, sa.Column("id", sa.Integer, primary_key=True))
+    refers = sa.Column("pid", sa.ForeignKey(parents.c.id, ondelete="SET DEFAULT"), server_default="9")
+    children = sa.Table("children_set", metadata, refers, sa.Column("n", sa.String(9)))
+    stage.create(metadata)
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(parents.insert(), [{"id": 1}, {"id": 9}])
+        connection.execute(children.insert(), [{"pid": 1, "n": "a"}])
+        connection.execute(parents.delete().where(parents.c.id == 1))
+    anew = next(event for event in stage.check(metadata)[::-1] if event.operation == "create")
+    assert (anew.after, anew.payload["unknown"]) == ({"n": "a"}, ["pid"])

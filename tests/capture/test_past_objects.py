@@ -1,0 +1,225 @@
+"""Old values of rows that were written past the session's objects: what the row had, or nothing; never what it no longer had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from sqla_events.capture import rows
+from tests.capture.conftest import Stage
+from tests.capture.model import Tag
+
+TAG = sa.inspect(Tag)
+SYNC = {"synchronize_session": "auto"}
+UNSYNC = {"synchronize_session": False}
+
+
+def bulk(session: Session, name: str = "bulk") -> None:
+    """No object takes note of it."""
+    session.bulk_update_mappings(TAG, [{"id": 1, "name": name}])
+
+
+def anew(session: Session) -> Tag:
+    session.expire_all()
+    return session.get_one(Tag, 1)
+
+
+def set_based(session: Session) -> None:
+    bulk(session)
+    session.execute(sa.update(Tag).where(Tag.name == "bulk").values(name="core"))
+    anew(session).name = "end"
+
+
+def set_based_and_deleted(session: Session) -> None:
+    bulk(session)
+    session.execute(sa.update(Tag).where(Tag.name == "bulk").values(name="core"))
+    session.delete(anew(session))
+
+
+def row_switch(session: Session) -> None:
+    session.delete(session.get_one(Tag, 1))
+    new = Tag(id=1, name="switched")
+    session.add(new)
+    session.flush()
+    session.execute(sa.update(Tag).where(Tag.name == "switched").values(name="core"))
+    assert new.name == "core"
+    new.name = "end"
+
+
+def deleted_and_made_anew(session: Session) -> None:
+    bulk(session)
+    session.execute(sa.delete(Tag).where(Tag.name == "bulk"))
+    session.expire_all()
+    new = Tag(id=1, name="new")
+    session.add(new)
+    session.flush()
+    new.name = "end"
+
+
+def upsert(session: Session) -> None:
+    bulk(session)
+    insert: Any = sqlite.insert(Tag) if session.get_bind().dialect.name == "sqlite" else postgresql.insert(Tag)
+    session.execute(insert.values(id=1, name="up").on_conflict_do_update(index_elements=["id"], set_={"name": "up"}))
+    anew(session).name = "end"
+
+
+def key_that_moves_onto_one(session: Session) -> None:
+    session.add(Tag(id=2, name="two"))
+    session.flush()
+    session.bulk_update_mappings(TAG, [{"id": 2, "name": "bulk"}])
+    session.execute(sa.delete(Tag).where(Tag.name == "bulk"))
+    tag = anew(session)
+    tag.id = 2
+    session.flush()
+    tag.name = "end"
+
+
+def key_that_takes_it_along(session: Session) -> None:
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    bulk(session)
+    tag.id = 2
+    session.flush()
+    tag.name = "end"
+
+
+def savepoint(session: Session) -> None:
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    bulk(session)
+    nested = session.begin_nested()
+    session.add(Tag(id=9, name="nine"))
+    session.flush()
+    nested.rollback()
+    tag.name = "end"
+
+
+def unsynchronized(session: Session) -> None:
+    tag = session.get_one(Tag, 1)
+    session.execute(sa.update(Tag).where(Tag.name == tag.name).values(name="core"), execution_options=UNSYNC)
+    tag.name = "end"
+
+
+def core(session: Session) -> None:
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    session.execute(sa.update(Tag.__table__).where(Tag.id == 1).values(name="core"))
+    tag.name = "end"
+    session.flush()
+    session.delete(tag)
+
+
+def by_expression(session: Session) -> None:
+    tag = session.get_one(Tag, 1)
+    bulk(session)
+    tag.name = sa.func.upper("x")  # type: ignore[assignment]
+    session.flush()
+    assert tag.name == "X"
+    tag.name = "end"
+
+
+WAYS = [
+    set_based, set_based_and_deleted, row_switch, deleted_and_made_anew, upsert, key_that_moves_onto_one, key_that_takes_it_along,
+    savepoint, unsynchronized, core, by_expression,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_old_value_is_stale(stage: Stage, way: Callable[[Session], None]) -> None:
+    """The events are checked against the rows that they change."""
+    stage.hook()
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.commit()
+        way(session)
+        session.commit()
+    stage.check()
+
+
+def test_more_rows_than_are_remembered(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the others nothing is told in this transaction; in the next one all is as ever."""
+    monkeypatch.setattr(rows, "MAX_POSTED", 2)
+    stage.hook()
+    with stage.session() as session:
+        tags = [Tag(id=number, name="a") for number in (1, 2, 3)]
+        session.add_all(tags)
+        session.commit()
+        assert [tag.name for tag in tags] == ["a"] * 3
+        session.bulk_update_mappings(TAG, [{"id": number, "name": "b"} for number in (1, 2, 3)])
+        for tag in tags:
+            tag.name = "c"
+        session.commit()
+        for tag in tags:
+            assert tag.name
+            tag.name = "d"
+        session.commit()
+    olds = [event.before for event in stage.check() if event.operation == "update"]
+    assert olds[3:] == [{"name": "b"}, {"name": "b"}, {}] + [{"name": "c"}] * 3
+
+
+def test_what_the_session_takes_note_of_is_told(stage: Stage) -> None:
+    """Synchronized statements cost no old value, nor what is written to other tables, nor what a savepoint has undone."""
+    stage.hook()
+    with stage.session() as session:
+        tag = Tag(id=1, name="a")
+        session.add(tag)
+        session.commit()
+        assert tag.name == "a"
+        session.execute(sa.update(Tag).where(Tag.name == "a").values(name="b"), execution_options=SYNC)
+        tag.name = "c"
+        session.flush()
+        nested = session.begin_nested()
+        session.execute(sa.update(Tag).values(name="d"), execution_options=UNSYNC)
+        nested.rollback()
+        assert tag.name == "c"
+        tag.name = "e"
+        session.commit()
+    assert [event.before for event in stage.check() if event.operation == "update"][1:] == [{"name": "b"}, {"name": "c"}]
+
+
+@pytest.mark.parametrize("last", ["update", "delete"])
+def test_after_what_the_database_has_changed(stage: Stage, last: str) -> None:
+    """ON DELETE SET NULL and ON UPDATE CASCADE, of which the children's objects know nothing."""
+    metadata = sa.MetaData()
+    parents = sa.Table("parents_past", metadata, sa.Column("id", sa.Integer, primary_key=True))
+    refers = sa.ForeignKey(parents.c.id, ondelete="SET NULL", onupdate="CASCADE")
+    children = sa.Table(
+        "children_past", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.Integer), sa.Column("parent_id", refers)
+    )
+    registry = sa.orm.registry(metadata=metadata)
+
+    class Parent:
+        pass
+
+    class Child:
+        pass
+
+    registry.map_imperatively(Parent, parents)
+    registry.map_imperatively(Child, children)
+    stage.create(metadata)
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(parents.insert(), [{"id": 1}, {"id": 2}, {"id": 3}])
+        connection.execute(children.insert(), [{"id": 1, "n": 1, "parent_id": 1}, {"id": 2, "n": 1, "parent_id": 2}])
+    with stage.session() as session:
+        one, two = (session.get_one(Child, number) for number in (1, 2))
+        session.delete(session.get_one(Parent, 1))
+        session.get_one(Parent, 2).id = 20  # type: ignore[attr-defined]
+        session.flush()
+        for child in (one, two):
+            assert child.parent_id in (1, 2)  # type: ignore[attr-defined]
+            if last == "delete":
+                session.delete(child)
+            else:
+                child.n, child.parent_id = 2, 3  # type: ignore[attr-defined]
+        session.commit()
+    events = [event for event in stage.check(metadata) if event.entity == "children_past" and "cascaded_from" not in event.payload]
+    olds = [event.before for event in events if event.operation == last]
+    more = {"n": 1} if last == "update" else {"n": 1, "id": 1}
+    assert [{**old, "id": 1} if "id" in old else old for old in olds] == [{**more, "parent_id": None}, {**more, "parent_id": 20}]
+    registry.dispose()
