@@ -149,7 +149,6 @@ class Proof:
 
     def _apply(self, connection: Any, place: Any, events: list[Event], concerned: Any) -> list[tuple[Name, str]]:
         found, plain = [], {}
-        cascaded = {name_of(event) for event in events if "cascaded_from" in event.payload}  # of which no session takes note
         for event in events:
             name = name_of(event)
             if name not in concerned:
@@ -157,7 +156,7 @@ class Proof:
             try:
                 if name not in plain:
                     plain[name] = self._plain(name, connection.dialect, *place(name))
-                if name not in cascaded and (wrong := contradiction(connection, plain[name], event)):
+                if wrong := contradiction(connection, plain[name], event):
                     found.append((name, f"{name}: {wrong}"))
                 apply_event(connection, plain[name], event)
             except EventError as error:

@@ -360,6 +360,8 @@ class Capture:
             return None
         codec = self._made(table, operations)
         codec.reaches = reaches
+        if self._cascades is None:
+            codec.followers = cascades.followers(table)
         if self._settings.cascades == "named":
             codec.cascades = cascades.named(table)
         return codec

@@ -61,6 +61,17 @@ class Written(msgspec.Struct, eq=False):
         return Written(dict(self.counts), list(self.ids), self.lost)
 
 
+Posted = dict[Any, dict[tuple[Any, ...], dict[str, Any]]]
+"""Columns of rows, by table and key."""
+
+MOST_POSTED = 10_000
+"""Rows of a table of which it is remembered what was written to them; a bulk method may write millions."""
+
+
+def _copy(posted: Posted) -> Posted:
+    return {table: rows.copy() for table, rows in posted.items()}
+
+
 def _none() -> None:
     """What a reference to nothing tells."""
 
@@ -72,8 +83,8 @@ class Buffer(msgspec.Struct, eq=False):
     plans: list[Any] = []
     states: dict[Any, Any] = {}
     """What the session knows of rows that are about to be written, by table and key: ORM states."""
-    posted: dict[Any, dict[str, Any]] = {}
-    """By table and key: what was written to rows without taking note of it in their objects, by the unit of work, or by the database."""
+    posted: Posted = {}
+    """What was written to rows without taking note of it in their objects, by the unit of work, or by the database."""
     astray: set[Any] = set()
     """Tables whose rows were written past their objects, and nobody knows which: of old values only ``posted`` tells."""
     transaction: Any = _none
@@ -81,7 +92,7 @@ class Buffer(msgspec.Struct, eq=False):
     proxied: Any = None
     """The proxy of the driver's connection whose transaction all of this is of: a Connection has another one when its own was lost."""
     written: Written = msgspec.field(default_factory=Written)
-    marks: dict[str, tuple[Written, dict[Any, Any], set[Any]]] = {}
+    marks: dict[str, tuple[Written, Posted, set[Any]]] = {}
     """What was written when a savepoint was made, and what was ``posted`` and ``astray``."""
     after: Any = None
     """What waits to be told how the COMMIT went, where somebody waits for handlers."""
@@ -136,19 +147,26 @@ class Buffer(msgspec.Struct, eq=False):
     def stray(self, table: Any) -> None:
         """Rows of a table are written past their objects."""
         self.astray.add(table)
-        for place in [one for one in self.posted if one[0] is table]:
-            del self.posted[place]
+        self.posted.pop(table, None)
+
+    def post(self, table: Any, key: tuple[Any, ...], values: dict[str, Any]) -> None:
+        """Columns of a row of which no object takes note."""
+        rows = self.posted.setdefault(table, {})
+        if len(rows) < MOST_POSTED or key in rows:
+            rows[key] = values
+        else:
+            self.astray.add(table)
 
     def mark(self, savepoint: str) -> None:
         """A savepoint is made."""
-        self.marks[savepoint] = self.written.copy(), self.posted.copy(), self.astray.copy()
+        self.marks[savepoint] = self.written.copy(), _copy(self.posted), self.astray.copy()
 
     def back_to(self, savepoint: str) -> None:
         """All that came after it is undone."""
         self.rows.clear()
         self.plans.clear()
-        written, posted, astray = self.marks.get(savepoint) or (Written(), {}, {table for table, _ in self.posted})
-        self.written, self.posted, self.astray = written.copy(), posted.copy(), astray.copy()
+        written, posted, astray = self.marks.get(savepoint) or (Written(), {}, {*self.posted})
+        self.written, self.posted, self.astray = written.copy(), _copy(posted), astray.copy()
 
     def begin(self, connection: Connection, commit: commits.Commit) -> None:
         """A transaction is about to write: what its first write needs.

@@ -275,6 +275,23 @@ def named(table: sa.Table) -> dict[str, str]:
     }
 
 
+def followers(table: sa.Table) -> frozenset[sa.Table]:
+    """Tables whose rows the database may change when rows of this one go or their keys change, however far away."""
+    found: set[sa.Table] = set()
+    new = [table]
+    while new:
+        parent = new.pop()
+        for child in table.metadata.tables.values():
+            if child not in found and any(_changes(one) and _refers(one, parent) for one in child.foreign_key_constraints):
+                found.add(child)
+                new.append(child)
+    return frozenset(found)
+
+
+def _changes(constraint: sa.ForeignKeyConstraint) -> bool:
+    return any(action and action.upper() in _CHANGES for action in (constraint.ondelete, constraint.onupdate))
+
+
 def _parents(connection: Connection, plan: Plan, context: Any, names: Sequence[str]) -> Iterable[Values]:
     """The statement's rows, locked."""
     if plan.shape.by_key is None:

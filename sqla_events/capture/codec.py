@@ -96,6 +96,8 @@ class TableCodec:
         """By schema. Alike ones are the same: there may be thousands of schemas."""
         self.cascades: dict[str, str] = {}
         """What the database itself changes when a row goes, for events that say so: table -> action of its foreign key."""
+        self.followers: frozenset[sa.Table] = frozenset()
+        """Tables whose rows it may change then, where no events tell of it."""
         self.reaches: frozenset[str] = frozenset()
         """Verbs of statements that may change rows of other captured tables through foreign keys."""
         self.codes = _codes(self.columns.values())

@@ -209,6 +209,8 @@ class Listener:
         _, _, shape, codec, told = known
         if (shape.verb != "create" or shape.upsert) and not of_flush(context):
             shape = _past_objects(buffer, shape, codec, context)
+        if codec.followers and shape.verb != "create":
+            _stray_followers(buffer, shape, codec, told)
         plan = Plan(element, shape, codec, len(context.compiled_parameters) > 1, self._always, context, told)
         if (shape.replaces or codec.replacing.columns) and codec.replacing.removes(plan):
             self._preparing.missed(plan, "a statement that removes the rows that are in its way (REPLACE)")
@@ -274,9 +276,15 @@ class Listener:
             self._results.executed(connection, buffer, getattr(result, "context", None))
 
 
+def _stray_followers(buffer: Buffer, shape: Shape, codec: TableCodec, told: Program) -> None:
+    if shape.verb == "delete" or not told.moved.union(told.given).isdisjoint(codec.key):
+        for table in codec.followers:
+            buffer.stray(table)
+
+
 def _past_objects(buffer: Buffer, shape: Shape, codec: TableCodec, context: Any) -> Shape:
     """Of a statement that is not the unit of work's."""
-    if not is_synchronized(context) or any(table is shape.table for table, _ in buffer.posted):
+    if shape.table in buffer.posted or not is_synchronized(context):
         buffer.stray(shape.table)
     return replace(shape, by_key=None) if codec.spelled and shape.by_key else shape
 

@@ -85,9 +85,6 @@ def _split(row: dict[str, Loaded]) -> tuple[dict[str, Loaded], dict[str, Loaded]
 
 _Set = TypeVar("_Set")
 
-MAX_POSTED = 10_000
-"""Rows of which it is remembered what was written to them; a bulk method may write millions."""
-
 
 def sets_of(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]]:
     """Sets of parameters by name, as the caller gave them; of TypeDecorators as they were bound."""
@@ -238,7 +235,7 @@ def updated_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapp
         state = None  # left of a flush that found nothing to change
     before = {} if state is None or not state.committed_state else _olds(state, shape.table, after)
     if state is None or buffer.posted or buffer.astray:
-        _post(plan, buffer, place, before, after)
+        _post(plan, buffer, place[1], state, before, after)
     return Row(key, before, after, program.unknown if rode is None else ())
 
 
@@ -257,7 +254,7 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
     if buffer.posted or buffer.astray:
         if shape.table in buffer.astray:
             before = {}
-        before.update(buffer.posted.pop(place, ()))
+        before.update(buffer.posted.get(shape.table, {}).pop(place[1], ()))
     before.update(key)
     return Row(key, before)
 
@@ -265,42 +262,38 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
 # What the session knows ---------------------------------------------------------------------------------------------
 
 
-def _post(plan: Plan, buffer: Buffer, place: tuple[Any, ...], before: dict[str, Any], after: dict[str, Any]) -> None:
+def _post(plan: Plan, buffer: Buffer, key: tuple[Any, ...], state: Any, before: dict[str, Any], after: dict[str, Any]) -> None:
     """An UPDATE of which no object takes note before its flush is over, if at all (``post_update``, a row switch, a bulk method), or
-    one that follows it, or others that were astray.
+    one that may follow something like it.
     """
-    posted, table = buffer.posted, plan.shape.table
-    if table in buffer.astray:
+    table = plan.shape.table
+    astray, rows = table in buffer.astray, buffer.posted.get(table, {})
+    if astray:
         before.clear()
-    known = posted.pop(place, None)
+    known = rows.pop(key, None)
     if known is not None:
         before.update({name: known[name] for name in after if name in known})
-    elif not of_flush(plan.context):
+    elif not of_flush(plan.context) or (state is not None and not astray):
         return
     left = {name: value for name, value in (known or {}).items() if name not in plan.program.moved}
-    key = tuple(after.get(name, value) for (name, _), value in zip(plan.shape.by_key or (), place[1], strict=True))
-    _remember(buffer, (table, key), {**left, **after})
-
-
-def _remember(buffer: Buffer, place: tuple[Any, ...], values: dict[str, Any]) -> None:
-    if len(buffer.posted) < MAX_POSTED or place in buffer.posted:
-        buffer.posted[place] = values
-    else:
-        buffer.astray.add(place[0])
+    moved = tuple(after.get(name, value) for (name, _), value in zip(plan.shape.by_key or (), key, strict=True))
+    buffer.post(table, moved, {**left, **after})
 
 
 def post_caused(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
     """The database has changed these rows, and no object takes note of it."""
-    table, codec = plan.shape.table, plan.codec
-    if not codec.plain_key:  # which comes back in another form than objects have it in
+    table = plan.shape.table
+    if not plan.codec.plain_key:  # which comes back in another form than objects have it in
         buffer.stray(table)
         return
     for row in rows:
-        key = {name: value.value if type(value) is Loaded else value for name, value in row.key.items()}
-        known = buffer.posted.pop((table, tuple(key.values())), {})
+        known = buffer.posted.get(table, {}).pop(_plain(row.key), {})
         if row.after is not None:
-            moved = {name: value.value if type(value) is Loaded else value for name, value in row.after.items() if name in key}
-            _remember(buffer, (table, tuple({**key, **moved}.values())), {**known, **row.after})
+            buffer.post(table, _plain({name: row.after.get(name, value) for name, value in row.key.items()}), {**known, **row.after})
+
+
+def _plain(key: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(value.value if type(value) is Loaded else value for value in key.values())
 
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:

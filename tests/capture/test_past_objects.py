@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from sqla_events.capture import rows
+from sqla_events.capture import buffer
 from tests.capture.conftest import Stage
 from tests.capture.model import Tag
 
@@ -143,7 +143,7 @@ def test_no_old_value_is_stale(stage: Stage, way: Callable[[Session], None]) -> 
 
 def test_more_rows_than_are_remembered(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the others nothing is told in this transaction; in the next one all is as ever."""
-    monkeypatch.setattr(rows, "MAX_POSTED", 2)
+    monkeypatch.setattr(buffer, "MOST_POSTED", 2)
     stage.hook()
     with stage.session() as session:
         tags = [Tag(id=number, name="a") for number in (1, 2, 3)]
@@ -182,8 +182,9 @@ def test_what_the_session_takes_note_of_is_told(stage: Stage) -> None:
     assert [event.before for event in stage.check() if event.operation == "update"][1:] == [{"name": "b"}, {"name": "c"}]
 
 
+@pytest.mark.parametrize("cascades", ["events", "named", "ignore"])
 @pytest.mark.parametrize("last", ["update", "delete"])
-def test_after_what_the_database_has_changed(stage: Stage, last: str) -> None:
+def test_after_what_the_database_has_changed(stage: Stage, last: str, cascades: str) -> None:
     """ON DELETE SET NULL and ON UPDATE CASCADE, of which the children's objects know nothing."""
     metadata = sa.MetaData()
     parents = sa.Table("parents_past", metadata, sa.Column("id", sa.Integer, primary_key=True))
@@ -202,7 +203,7 @@ def test_after_what_the_database_has_changed(stage: Stage, last: str) -> None:
     registry.map_imperatively(Parent, parents)
     registry.map_imperatively(Child, children)
     stage.create(metadata)
-    stage.hook()
+    stage.hook(cascades=cascades)
     with stage.engine.begin() as connection:
         connection.execute(parents.insert(), [{"id": 1}, {"id": 2}, {"id": 3}])
         connection.execute(children.insert(), [{"id": 1, "n": 1, "parent_id": 1}, {"id": 2, "n": 1, "parent_id": 2}])
@@ -218,8 +219,13 @@ def test_after_what_the_database_has_changed(stage: Stage, last: str) -> None:
             else:
                 child.n, child.parent_id = 2, 3  # type: ignore[attr-defined]
         session.commit()
-    events = [event for event in stage.check(metadata) if event.entity == "children_past" and "cascaded_from" not in event.payload]
+    found = stage.check(metadata) if cascades == "events" else stage.events()
+    events = [event for event in found if event.entity == "children_past" and "cascaded_from" not in event.payload]
     olds = [event.before for event in events if event.operation == last]
+    if cascades != "events":
+        assert [{**old, "id": 1} for old in olds] == [{"id": 1}] * 2
+        registry.dispose()
+        return
     more = {"n": 1} if last == "update" else {"n": 1, "id": 1}
     assert [{**old, "id": 1} if "id" in old else old for old in olds] == [{**more, "parent_id": None}, {**more, "parent_id": 20}]
     registry.dispose()
