@@ -214,8 +214,8 @@ class Results:
         _hide_ride(context, execution)
         of_driver = isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error)
         self._give_up(connection, buffer, context, of_driver)
-        if of_driver and connection.dialect.name == "sqlite" and not _in_transaction(connection):
-            buffer.clear()  # ON CONFLICT ROLLBACK, a full disk
+        if of_driver and connection.dialect.name == "sqlite" and _rolled_back(connection, buffer):
+            buffer.clear()
 
     def _give_up(self, connection: Connection, buffer: Buffer, context: Any, of_driver: bool) -> None:
         """The plans of an execution that has failed."""
@@ -253,9 +253,11 @@ def _hide_ride(context: Any, execution: Any) -> None:
         error.statement = written
 
 
-def _in_transaction(connection: Connection) -> bool:
+def _rolled_back(connection: Connection, buffer: Buffer) -> bool:
+    """Whether SQLite has undone a transaction that had written something: ON CONFLICT ROLLBACK, a full disk."""
     proxied: Any = connection._dbapi_connection
-    return bool(getattr(getattr(proxied, "driver_connection", None), "in_transaction", True))
+    wrote = not all(kind.endswith(".read") for kind in buffer.written.counts)
+    return wrote and not getattr(getattr(proxied, "driver_connection", None), "in_transaction", True)
 
 
 def _has_run(dbapi_cursor: Any) -> bool:
