@@ -47,6 +47,16 @@ class PublishedCounter(Counter):
         self._count()
         return super().labels(*values, **named)
 
+    def remove(self, *values: Any) -> None:
+        """Forget some labels."""
+        self._count()
+        super().remove(*values)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._waiting.clear()
+        super().clear()
+
     def collect(self) -> Iterable[Metric]:
         """All of them."""
         self._count()

@@ -95,6 +95,7 @@ class PostgreSQL:
         full = {(schema, name): text for schema, name, text in _all(raw, _TABLES)}
         names = {name: f"suite_copy_{number}" for number, name in enumerate(tables)}
         _all(raw, "SAVEPOINT suite_copy")
+        threshold, raw.prepare_threshold = raw.prepare_threshold, None  # the copies of the next check have other columns
         try:
             for name, rows in tables.items():
                 _all(raw, f"CREATE TABLE suite.{names[name]} (LIKE {full[name]})")
@@ -102,6 +103,7 @@ class PostgreSQL:
             with engine.connect() as connection:
                 yield connection, lambda name: ("suite", names[name]), lambda name: _rows(raw, names[name])
         finally:
+            raw.prepare_threshold = threshold
             _all(raw, "ROLLBACK TO SAVEPOINT suite_copy")
             _all(raw, "RELEASE SAVEPOINT suite_copy")
 

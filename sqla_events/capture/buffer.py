@@ -61,8 +61,8 @@ class Written(msgspec.Struct, eq=False):
         return Written(dict(self.counts), list(self.ids), self.lost)
 
 
-Posted = dict[Any, dict[tuple[Any, ...], dict[str, Any]]]
-"""Columns of rows, by table and key."""
+Posted = dict[Any, dict[tuple[Any, ...], dict[str, Any] | None]]
+"""Columns of rows, by table and key; None of a row of which nobody knows here what it is."""
 
 MOST_POSTED = 10_000
 """Rows of a table of which it is remembered what was written to them; a bulk method may write millions."""
@@ -86,7 +86,9 @@ class Buffer(msgspec.Struct, eq=False):
     posted: Posted = {}
     """What was written to rows without taking note of it in their objects, by the unit of work, or by the database."""
     astray: set[Any] = set()
-    """Tables whose rows were written past their objects, and nobody knows which: of old values only ``posted`` tells."""
+    """Tables whose rows were written past their objects, and nobody knows which: of old values only ``posted`` tells. Names of tables
+    that text has written.
+    """
     transaction: Any = _none
     """What tells the transaction that these are of, as long as it lives."""
     proxied: Any = None
@@ -148,6 +150,21 @@ class Buffer(msgspec.Struct, eq=False):
         """Rows of a table are written past their objects."""
         self.astray.add(table)
         self.posted.pop(table, None)
+
+    def stray_named(self, name: str) -> None:
+        """The same, of tables of this name."""
+        self.astray.add(name)
+        for table in [one for one in self.posted if one.name == name]:
+            del self.posted[table]
+
+    def is_astray(self, table: Any) -> bool:
+        """Whether rows of a table may have been written past their objects."""
+        return table in self.astray or str(table.name) in self.astray
+
+    def doubt(self, table: Any) -> None:
+        """A statement that objects take note of may have changed rows of which they do not know what they were."""
+        if table in self.posted:
+            self.posted[table] = dict.fromkeys(self.posted[table])
 
     def post(self, table: Any, key: tuple[Any, ...], values: dict[str, Any]) -> None:
         """Columns of a row of which no object takes note."""

@@ -38,6 +38,9 @@ class Clears(Protocol):
     def clear(self) -> None:
         """It is rolled back."""
 
+    def back_to(self, savepoint: str) -> None:
+        """It is rolled back to a savepoint."""
+
 
 def before(connection: Connection, commit: Commit, buffer: Clears) -> None:
     """Call ``commit`` before the transaction commits, whether an event tells of it as well or not; or clear what it has."""
@@ -124,6 +127,17 @@ def _do_rollback(dialect: Dialect, plain: Callable[[Any], None] | None, proxied:
             waiting.pop(MISSED, None)
 
 
+def _do_rollback_to_savepoint(dialect: Dialect, plain: Callable[..., None] | None, connection: Connection, name: str) -> None:
+    """Events tell of it as well, as long as there are hooks."""
+    if plain is None:
+        type(dialect).do_rollback_to_savepoint(dialect, connection, name)
+    else:
+        plain(connection, name)
+    for buffer, _, reference in getattr(connection._dbapi_connection, "__dict__", _NOTHING).get(WRITTEN, ()):
+        if reference() is connection:
+            buffer.back_to(name)
+
+
 def _do_commit_twophase(
     dialect: Dialect, plain: Callable[..., None] | None, connection: Connection, *given: Any, **named: Any
 ) -> None:
@@ -150,5 +164,6 @@ _NOTHING: dict[str, Any] = {}
 _FUNCTIONS: dict[str, Callable[..., None]] = {
     "do_commit": do_commit,
     "do_rollback": _do_rollback,
+    "do_rollback_to_savepoint": _do_rollback_to_savepoint,
     "do_commit_twophase": _do_commit_twophase,
 }

@@ -25,7 +25,19 @@ from .cascades import Cascades
 from .codec import TableCodec
 from .kept import ByIdentity
 from .marks import Marks
-from .plan import Plan, Program, Shape, as_compiled, is_synchronized, of_flush, program, shape_of
+from .plan import (
+    Plan,
+    Program,
+    Shape,
+    as_compiled,
+    is_synchronized,
+    of_flush,
+    of_post_update,
+    program,
+    shape_of,
+    table_of,
+    unwrapped,
+)
 from .preparing import Preparation
 from .results import Emit, Results
 from .select import present_rows
@@ -146,8 +158,11 @@ class Listener:
             self._on_text(connection, word, context.compiled.statement.ident)
         if context is not None and getattr(context.compiled, "ctes", None):
             return self._with_ctes(connection, None, sql, context)
-        if gaps.writes(sql) and (on_gap := self._on_unseen(connection)) is not None:
-            gaps.look(on_gap, sql, context)
+        if written := gaps.writes(sql):
+            for _, name, _ in written:
+                buffer_of(connection).stray_named(name)
+            if (on_gap := self._on_unseen(connection)) is not None:
+                gaps.look(on_gap, sql, context)
         return sql
 
     def _on_unseen(self, connection: Connection) -> gaps.OnGap | None:
@@ -198,10 +213,11 @@ class Listener:
                 return there
         element = context.invoked_statement
         if known is None or known[0] is not self._knowledge or known[1]() is not element:
-            known = self._find_out(element, compiled)
+            known = self._find_out(element, compiled, of_flush(context))
         if known is None:
             if (on_gap := self._on_unseen(connection)) is not None:
                 gaps.look_at_target(on_gap, element, compiled.string)
+            self._unwanted(connection, element, context)
             return None
         if buffer is None:
             buffer = buffer_of(connection)
@@ -218,12 +234,23 @@ class Listener:
         buffer.plans.append(plan)
         return plan
 
-    def _find_out(self, element: Any, compiled: Any) -> tuple[Any, ...] | None:
+    def _unwanted(self, connection: Connection, element: Any, context: Any) -> None:
+        """Of such writes no event is wanted; but others of the table may be."""
+        statement = unwrapped(element)
+        if context.isinsert or of_flush(context) or is_synchronized(context) or not isinstance(statement, sa.sql.dml.UpdateBase):
+            return
+        table = table_of(statement)
+        if table is not None and self._codec_of(table) is not None:
+            buffer_of(connection).stray(table)
+
+    def _find_out(self, element: Any, compiled: Any, in_flush: bool) -> tuple[Any, ...] | None:
         """What a compiled statement writes, to be kept with it for its next execution."""
         target = self._targets.get(element, self._target)
         if target is None:
             return None
         shape, codec = as_compiled(target[0], compiled), target[1]
+        if in_flush and shape.verb == "update" and of_post_update(element, shape.table):
+            shape = replace(shape, posts=True)
         told = codec.programs.get(compiled, self._program, shape, codec)
         known = compiled.__dict__[KNOWN] = (self._knowledge, ref(element), shape, codec, told)
         return known
@@ -284,7 +311,9 @@ def _stray_followers(buffer: Buffer, shape: Shape, codec: TableCodec, told: Prog
 
 def _past_objects(buffer: Buffer, shape: Shape, codec: TableCodec, context: Any) -> Shape:
     """Of a statement that is not the unit of work's."""
-    if shape.table in buffer.posted or not is_synchronized(context):
+    if is_synchronized(context):
+        buffer.doubt(shape.table)
+    else:
         buffer.stray(shape.table)
     return replace(shape, by_key=None) if codec.spelled and shape.by_key else shape
 

@@ -51,14 +51,17 @@ def run(plan: Plan, cursor: Any, sql: str, parameters: Sequence[Any], context: A
     runner = _RUNNERS.get((dialect.driver, bool(dialect.is_async)), _one_by_one)
     if dialect.name == "sqlite" and not plan.ride and _sqlite_cursor(cursor) is not None:
         runner = _watched
-    if runner is _asyncpg and _which_is_unclear(plan, context):
-        runner = _one_by_one
+    if runner is _asyncpg:
+        plan.together = not _which_is_unclear(plan, context)
+        runner = _asyncpg if plan.together else _one_by_one
     try:
         runner(cursor, sql, parameters, done)
     finally:
         context.cursor_fetch_strategy = strategies._NO_CURSOR_DML
     if dialect.supports_sane_multi_rowcount and (not context.isinsert or dialect.name == "sqlite"):  # as the driver's executemany tells
         context._rowcount = sum(done.counts)
+    elif dialect.driver == "asyncpg":
+        context._rowcount = -1
 
 
 def _which_is_unclear(plan: Plan, context: Any) -> bool:

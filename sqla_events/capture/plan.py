@@ -43,6 +43,8 @@ class Shape:
     """OR REPLACE, which removes rows that are in the way (SQLite)."""
     keeps: bool = False
     """OR FAIL, which keeps what it has written before a row that fails (SQLite)."""
+    posts: bool = False
+    """The unit of work's ``post_update``, of which no object takes note before its flush is over."""
 
 
 def shape_of(element: Any) -> Shape | None:
@@ -183,12 +185,20 @@ class Program(msgspec.Struct, frozen=True):
     """Of columns of TypeDecorators: key, place among the driver's parameters, and what makes of that one what is stored."""
     carries: bool = False
     """Its executions may take their event along, see ``carried``."""
+    uncounted: bool = False
+    """SQLite: it returns rows to its caller, and how many it has written is known when they are fetched."""
     makes_key: bool = False
     """They return the key, a number, which the database makes, and nothing else."""
 
 
 NO_PROGRAM = Program()
 """Of a DELETE, and of a plan that no compiled statement of its own carries out."""
+
+
+def of_post_update(statement: Any, table: sa.Table) -> bool:
+    """Whether a statement of the unit of work is one for ``post_update``: mappers keep these under this name."""
+    mappers = (mapper for registry in sa.orm.mapperlib._all_registries() for mapper in registry.mappers)
+    return any(mapper._memoized_values.get(("post_update", table)) is statement for mapper in mappers)
 
 
 def as_compiled(shape: Shape, compiled: Any) -> Shape:
@@ -201,8 +211,10 @@ def as_compiled(shape: Shape, compiled: Any) -> Shape:
 
 def program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
     """The program of a compiled statement, to be kept with it."""
+    returns = bool(compiled.effective_returning or getattr(compiled.statement, "_returning", ()))
+    uncounted = returns and compiled.dialect.name == "sqlite" and shape.verb != "create"
     if shape.verb == "delete":
-        return NO_PROGRAM
+        return Program(uncounted=True) if uncounted else NO_PROGRAM
     columns = shape.table.columns
     expressed = {_key(column) for column in getattr(compiled.dml_compile_state, "_dict_parameters", None) or ()}
     prefetch = compiled.insert_prefetch if shape.verb == "create" else compiled.update_prefetch
@@ -224,6 +236,7 @@ def program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
         common(codec, moved, given),
         tuple(str(columns[key].name) for key in sorted(moved)),
         tuple(_bound(compiled, given, codec)),
+        uncounted=uncounted,
     )
 
 
@@ -330,6 +343,8 @@ class Plan(msgspec.Struct, eq=False):
     """How many it has written."""
     sole: bool = False
     """One row, by key: when it has run, there is nothing to be found out but whether it matched."""
+    together: bool = False
+    """Of many: it is told only how many rows all sets have matched, and which rows came back."""
     own: bool = False
     """Of many: they run one by one or in a way that returns rows, not by the driver's executemany."""
     done: bool = False

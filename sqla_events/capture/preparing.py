@@ -34,7 +34,7 @@ class Preparation:
         plan.translate = context.execution_options.get("schema_translate_map")
         if plan.codec.reaches and self._cascades is not None and plan.verb in plan.codec.reaches:
             plan.reached = self._cascades.look(connection, plan, context)
-        if not (executemany or plan.program.unsaid) and (plan.shape.given or plan.shape.by_key):
+        if not (executemany or plan.program.unsaid or plan.program.uncounted) and (plan.shape.given or plan.shape.by_key):
             if plan.program.carries and self._carrier is not None and not self._marks.known:
                 return self._carrier.carried(connection, plan, sql, parameters, context)
             plan.sole = plan.shape.verb != "create" and plan.reached is None and not plan.codec.triggered
@@ -98,7 +98,8 @@ def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> Non
         plan.own = by_driver and (sqlite or plan.whole)
     elif shape.by_key:
         plan.whole = False
-        alone = unsaid or not shape.exact or shape.verb == "delete"  # each set has to tell what it did
+        moves_key = any(key in program.given or key in program.moved for key in plan.codec.key)
+        alone = unsaid or not shape.exact or shape.verb == "delete" or moves_key  # each set has to tell what it did
         plan.own = by_driver and (sqlite or alone or dialect.driver == "asyncpg" or pipeline.is_open(context.cursor, dialect))
     else:
         keys = plan.codec.key

@@ -74,7 +74,7 @@ def _wanted(plan: Plan, context: Any) -> tuple[str, ...]:
     if plan.whole:
         return whole(plan, context.dialect)
     wanted = plan.program.unsaid
-    if plan.own and context.dialect.driver == "asyncpg":  # only its rows tell which sets have matched
+    if plan.program.uncounted or (plan.own and context.dialect.driver == "asyncpg"):  # only its rows tell which sets have matched
         wanted = wanted.union(plan.codec.key)
     return tuple(key for key in plan.codec.all_keys if key in wanted)
 

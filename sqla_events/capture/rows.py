@@ -194,7 +194,7 @@ def matched(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]] | None:
     if counts is None:
         count = context.rowcount
         return () if count == 0 else sets if count == len(sets) or count < 0 or len(sets) == 1 else None
-    if len(counts) == 1 < len(sets):  # asyncpg: all together
+    if plan.together:
         return sets if counts[0] == len(sets) else _answered(plan, sets)
     return sets if 0 not in counts and len(counts) == len(sets) else [
         given for given, count in zip(sets, counts, strict=False) if count
@@ -231,9 +231,9 @@ def updated_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapp
     key = {name: given[label] for name, label in shape.by_key or ()}
     place = shape.table, tuple(key.values())
     state = buffer.states.pop(place, None)
-    if state is not None and not of_flush(plan.context):
+    if state is not None and (not state.committed_state or shape.posts or not of_flush(plan.context)):
         state = None  # left of a flush that found nothing to change
-    before = {} if state is None or not state.committed_state else _olds(state, shape.table, after)
+    before = {} if state is None else _olds(state, shape.table, after)
     if state is None or buffer.posted or buffer.astray:
         _post(plan, buffer, place[1], state, before, after)
     return Row(key, before, after, program.unknown if rode is None else ())
@@ -252,9 +252,10 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
     state = buffer.states.pop(place, None)
     before = {} if state is None or not of_flush(plan.context) else known_values(state, shape.table)
     if buffer.posted or buffer.astray:
-        if shape.table in buffer.astray:
+        posted = buffer.posted.get(shape.table, {}).pop(place[1], {})
+        if posted is None or buffer.is_astray(shape.table):
             before = {}
-        before.update(buffer.posted.get(shape.table, {}).pop(place[1], ()))
+        before.update(posted or ())
     before.update(key)
     return Row(key, before)
 
@@ -267,13 +268,14 @@ def _post(plan: Plan, buffer: Buffer, key: tuple[Any, ...], state: Any, before: 
     one that may follow something like it.
     """
     table = plan.shape.table
-    astray, rows = table in buffer.astray, buffer.posted.get(table, {})
-    if astray:
-        before.clear()
+    astray, rows = buffer.is_astray(table), buffer.posted.get(table, {})
+    doubtful = key in rows and rows[key] is None
     known = rows.pop(key, None)
+    if astray or doubtful:
+        before.clear()
     if known is not None:
         before.update({name: known[name] for name in after if name in known})
-    elif not of_flush(plan.context) or (state is not None and not astray):
+    elif not of_flush(plan.context) or (state is not None and not astray and not doubtful):
         return
     left = {name: value for name, value in (known or {}).items() if name not in plan.program.moved}
     moved = tuple(after.get(name, value) for (name, _), value in zip(plan.shape.by_key or (), key, strict=True))
@@ -287,7 +289,7 @@ def post_caused(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
         buffer.stray(table)
         return
     for row in rows:
-        known = buffer.posted.get(table, {}).pop(_plain(row.key), {})
+        known = buffer.posted.get(table, {}).pop(_plain(row.key), None) or {}
         if row.after is not None:
             buffer.post(table, _plain({name: row.after.get(name, value) for name, value in row.key.items()}), {**known, **row.after})
 

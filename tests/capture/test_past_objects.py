@@ -123,9 +123,25 @@ def by_expression(session: Session) -> None:
     tag.name = "end"
 
 
+def flushed_without_change(session: Session) -> None:
+    """The object of a flush that had nothing to write is no sign that it takes note of what comes."""
+    tag = session.get_one(Tag, 1)
+    tag.name = "b"
+    tag.name = "a"
+    session.flush()
+    bulk(session)
+    tag.name = "end"
+    session.flush()
+    tag.name = "b"
+    tag.name = "end"
+    session.flush()
+    bulk(session)
+    session.delete(tag)
+
+
 WAYS = [
     set_based, set_based_and_deleted, row_switch, deleted_and_made_anew, upsert, key_that_moves_onto_one, key_that_takes_it_along,
-    savepoint, unsynchronized, core, by_expression,
+    savepoint, unsynchronized, core, by_expression, flushed_without_change,
 ]  # fmt: skip
 
 
@@ -229,3 +245,100 @@ def test_after_what_the_database_has_changed(stage: Stage, last: str, cascades: 
     more = {"n": 1} if last == "update" else {"n": 1, "id": 1}
     assert [{**old, "id": 1} if "id" in old else old for old in olds] == [{**more, "parent_id": None}, {**more, "parent_id": 20}]
     registry.dispose()
+
+
+@pytest.mark.parametrize("capture", [{"enable_update": False}, {"exclude": ["*.tags.update"]}])
+def test_after_writes_of_which_no_event_is_wanted(stage: Stage, capture: dict[str, Any]) -> None:
+    """They may be past objects all the same."""
+    stage.hook(**capture)
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.commit()
+        tag = session.get_one(Tag, 1)
+        session.execute(sa.update(Tag.__table__).values(name="core"))
+        session.delete(tag)
+        session.commit()
+    assert [event.before for event in stage.events() if event.operation == "delete"] == [{"id": 1}]
+
+
+def test_after_text(stage: Stage) -> None:
+    """It says which table it writes, and nothing more."""
+    stage.hook(on_gap="ignore")
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.commit()
+        tag = session.get_one(Tag, 1)
+        assert tag.name == "a"
+        session.execute(sa.text("UPDATE tags SET name = 'text'"))
+        session.delete(tag)
+        session.commit()
+    assert [event.before for event in stage.events() if event.operation == "delete"] == [{"id": 1}]
+
+
+def self_referring() -> tuple[sa.MetaData, Any]:
+    """Rows that point to others by a column that is set by ``post_update``."""
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "pointing",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("name", sa.String(20)),
+        sa.Column("next_id", sa.ForeignKey("pointing.id")),
+    )
+
+    class Pointing:
+        pass
+
+    mapper = sa.orm.registry(metadata=metadata).map_imperatively(
+        Pointing, table, properties={"next": sa.orm.relationship(Pointing, remote_side=table.c.id, post_update=True)}
+    )
+    mapper.registry.configure()
+    return metadata, Pointing
+
+
+def made(kind: Any, number: int, **values: Any) -> Any:
+    one = kind()
+    one.id, one.name = number, "a"
+    for name, value in values.items():
+        setattr(one, name, value)
+    return one
+
+
+def test_a_post_update_of_another_row(stage: Stage) -> None:
+    """Costs no old value where a synchronized statement follows."""
+    metadata, kind = self_referring()
+    stage.create(metadata)
+    stage.hook(cascades="ignore")
+    with stage.session() as session:
+        session.add_all([made(kind, number) for number in (1, 2, 3)])
+        session.commit()
+        _, two, three = session.scalars(sa.select(kind).order_by(kind.id)).all()
+        session.add(made(kind, 4, next=two))
+        session.flush()
+        session.execute(sa.update(kind).where(kind.id == 1).values(name="b"))
+        three.name = "c"
+        session.flush()
+        session.delete(three)
+        session.commit()
+    olds = [event.before for event in stage.check(metadata) if event.key == "3" and event.operation != "create"]
+    assert olds == [{"name": "a"}, {"id": 3, "name": "c", "next_id": None}]
+
+
+def test_a_delete_after_a_post_update_of_an_object_that_a_flush_had_left_alone(stage: Stage) -> None:
+    """What the ``post_update`` has set is the old value."""
+    metadata, kind = self_referring()
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as session:
+        one = made(kind, 1)
+        session.add_all([one, made(kind, 2, next=one)])
+        session.commit()
+        two = session.get_one(kind, 2)
+        assert two.next is one
+        two.name = "b"
+        two.name = "a"
+        session.flush()
+        session.delete(two)
+        session.commit()
+    (gone,) = [event for event in stage.check(metadata) if event.operation == "delete"]
+    assert gone.before == {"id": 2, "name": "a", "next_id": None}

@@ -799,3 +799,77 @@ def test_rows_without_a_key_that_get_their_default(stage: Stage) -> None:
         connection.execute(parents.delete().where(parents.c.id == 1))
     anew = next(event for event in stage.check(metadata)[::-1] if event.operation == "create")
     assert (anew.after, anew.payload["unknown"]) == ({"n": "a"}, ["pid"])
+
+
+@pytest.mark.parametrize("verb", ["update", "delete"])
+def test_by_key_with_rows_for_the_caller(stage: Stage, verb: str) -> None:
+    """SQLite counts them when they are fetched."""
+    metadata, table = things()
+    stage.create(metadata)
+    stage.hook()
+    by_key = table.c.id == b("which")
+    statement: Any = table.update().where(by_key) if verb == "update" else table.delete().where(by_key)
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), [{"id": 1, "n": "a"}, {"id": 2, "n": "b"}])
+        given = {"n": "c"} if verb == "update" else {}
+        assert connection.execute(statement.returning(table.c.id), {"which": 1, **given}).all() == [(1,)]
+        assert connection.execute(statement.returning(table.c.id), {"which": 9, **given}).all() == []
+    assert [(event.operation, event.key) for event in stage.check(metadata)[2:]] == [(verb, "1")]
+
+
+SECOND_FAILS: dict[str, tuple[Any, list[dict[str, Any]]]] = {
+    "delete": (lambda table: table.delete().where(table.c.id == b("i")), [{"i": 1}, {"i": 2}]),
+    "update": (lambda table: table.update().where(table.c.id == b("i")), [{"i": 1, "n": "x"}, {"i": 2, "n": "x"}]),
+    "told": (lambda table: table.update().where(table.c.id == b("i")).values(n=b("x")), [{"i": 1, "x": "x"}, {"i": 2, "x": "x"}]),
+}
+
+
+@pytest.mark.parametrize("way", SECOND_FAILS)
+def test_the_first_set_of_many_stays_when_the_second_fails(stage: Stage, way: str) -> None:
+    """SQLite keeps it, and so does its event."""
+    if stage.engine.dialect.name != "sqlite":
+        pytest.skip("SQLite's")
+    metadata = sa.MetaData()
+    table = sa.Table("firsts", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.String(9), unique=True))
+    refers = sa.Table("refers", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("to", sa.ForeignKey(table.c.id)))
+    stage.create(metadata)
+    stage.hook()
+    make, sets = SECOND_FAILS[way]
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), [{"id": 1, "n": "a"}, {"id": 2, "n": "b"}])
+        connection.execute(refers.insert(), {"id": 1, "to": 2})
+        with pytest.raises(sa.exc.IntegrityError):
+            connection.execute(make(table), sets)
+    assert [(event.operation, event.key) for event in stage.check(metadata)[3:]] == [("delete" if way == "delete" else "update", "1")]
+
+
+@pytest.mark.parametrize("sets", [
+    [(1, 50, "1"), (50, 51, "2"), (51, 1, "4")],
+    [(1, 50, "1"), (50, 51, "2"), (77, 78, "3"), (51, 1, "4")],
+    [(77, 2, "b"), (1, 50, "4")],
+])  # fmt: skip
+def test_many_sets_that_move_keys_onto_each_other(stage: Stage, sets: list[tuple[int, int, str]]) -> None:
+    """Each tells itself whether it has matched."""
+    metadata, table = things()
+    stage.create(metadata)
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), [{"id": 1, "n": "a"}, {"id": 2, "n": "b"}])
+        connection.execute(table.update().where(table.c.id == b("i")), [{"i": old, "id": new, "n": n} for old, new, n in sets])
+    stage.check(metadata)
+
+
+def test_the_hooks_go_before_a_savepoint_is_undone(stage: Stage) -> None:
+    """So are the events of what came after it."""
+    stage.hook()
+    assert stage.broker is not None
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.flush()
+        nested = session.begin_nested()
+        session.add_all([Tag(id=2, name="b"), Tag(id=3, name="c")])
+        session.flush()
+        stage.broker.uninstall()
+        nested.rollback()
+        session.commit()
+    assert [event.key for event in stage.check()] == ["1"]

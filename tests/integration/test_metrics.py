@@ -70,6 +70,12 @@ def test_whoever_looks_sees_all_that_was_published(many: int) -> None:
     signals.emit(Published("database", "a.b.c"))
     (family,) = metrics.published.labels("database", "a.b.c").collect()
     assert next(one.value for one in family.samples if one.name == name) == 2 * many + 2
+    signals.emit(Published("database", "a.b.c"))
+    metrics.published.remove("database", "a.b.c")
+    assert sample(name, registry, **labels) == 0
+    signals.emit(Published("database", "a.b.c"))
+    metrics.published.clear()
+    assert sample(name, registry, **labels) == 0
     signals.emit(Published("system", "d.e.f", 7))
     assert sample(name, registry, source="system", type="d.e.f") == 7
 
