@@ -104,7 +104,7 @@ def _sql(plan: Plan, key: str, owner: str, context: Any) -> str:
 
 
 def _owner(plan: Plan, context: Any, target: Any) -> str:
-    """The name under which RETURNING knows the table: with its schema, as there may be another of that name in the statement."""
+    """The name under which RETURNING knows the table."""
     quote = context.dialect.identifier_preparer.quote
     if isinstance(target, sa.sql.selectable.AliasedReturnsRows):
         owner = target.name
@@ -114,7 +114,14 @@ def _owner(plan: Plan, context: Any, target: Any) -> str:
     schema = plan.table.schema
     if plan.translate is not None:
         schema = plan.translate.get(schema, schema)
-    return f"{quote(schema)}.{quote(plan.table.name)}" if schema else str(quote(plan.table.name))
+    name = str(quote(plan.table.name))
+    return f"{quote(schema)}.{name}" if schema and has_namesake(plan, context) else name
+
+
+def has_namesake(plan: Plan, context: Any) -> bool:
+    """Whether a table of the same name in another schema is in the statement."""
+    froms = getattr(context.compiled.dml_compile_state, "_extra_froms", ())
+    return any(isinstance(one, sa.Table) and one.name == plan.table.name for each in froms for one in each._from_objects)
 
 
 def compiled_target(context: Any) -> Any:

@@ -88,6 +88,7 @@ class Writer:
             and not context.compiled.ctes
             and not context.execution_options.get("no_parameters")  # then nobody halves what is doubled for parameters
             and (not wants_old or ride.old_rides(plan, dialect))
+            and (plan.translate is None or not ride.has_namesake(plan, context))  # what stands around it is that of any schema
         )
 
     def within(self, connection: Connection, plan: Plan, sql: str, parameters: Any, context: Any) -> Within | None:
