@@ -192,7 +192,7 @@ def matched(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]] | None:
     """The sets of parameters that have matched a row; None where only a look at the rows can tell."""
     sets, counts = sets_of(plan, context), plan.counts
     if counts is None:
-        count = context.rowcount
+        count = len(plan.rode) if plan.program.uncounted else context.rowcount
         return () if count == 0 else sets if count == len(sets) or count < 0 or len(sets) == 1 else None
     if plan.together:
         return sets if counts[0] == len(sets) else _answered(plan, sets)

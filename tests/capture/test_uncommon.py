@@ -873,3 +873,26 @@ def test_the_hooks_go_before_a_savepoint_is_undone(stage: Stage) -> None:
         nested.rollback()
         session.commit()
     assert [event.key for event in stage.check()] == ["1"]
+
+
+def test_the_rowcount_that_is_kept(stage: Stage) -> None:
+    """``preserve_rowcount`` beside RETURNING: what the driver says before rows are fetched."""
+    metadata, table = things()
+    stage.create(metadata)
+    by_key, given = table.c.id == b("which"), {"which": 1}
+    statements: list[tuple[Any, dict[str, Any]]] = [
+        (table.insert().values(id=1, n="a").returning(table.c.id), {}),
+        (table.update().where(table.c.n == "a").values(n="b").returning(table.c.n), {}),
+        (table.update().where(by_key).returning(table.c.n), {**given, "n": "c"}),
+        (table.delete().where(by_key).returning(table.c.n), given),
+    ]
+
+    def told() -> list[Any]:
+        with stage.engine.begin() as connection:
+            results = [connection.execute(one, values, execution_options={"preserve_rowcount": True}) for one, values in statements]
+            return [(result.rowcount, result.all(), result.rowcount) for result in results]
+
+    plain = told()
+    stage.hook()
+    assert told() == plain
+    assert [event.operation for event in stage.check(metadata)] == ["create", "update", "update", "delete"]
