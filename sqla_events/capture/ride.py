@@ -135,7 +135,8 @@ def compiled_target(context: Any) -> Any:
 def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> Iterator[list[dict[str, Loaded]]]:
     """Cut off what rode along, some rows at a time, and leave the cursor to SQLAlchemy as if it had not."""
     description, kept, total = dbapi_cursor.description, [], 0
-    said = dbapi_cursor.rowcount
+    keeps = context.dialect.name == "sqlite" and context.execution_options.get("preserve_rowcount")
+    said = dbapi_cursor.rowcount if keeps else -1
     own = len(description) - len(plan.ride)
     codes = [column[1] for column in description[own:]]
     while rows := dbapi_cursor.fetchmany(CHUNK):
@@ -149,7 +150,7 @@ def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> Iterator[list[dict[
         leave(context, dbapi_cursor, kept, description[:own])
     else:
         context.cursor_fetch_strategy = cursor._NO_CURSOR_DML
-    if own and context.dialect.name == "sqlite" and context.execution_options.get("preserve_rowcount"):
+    if own and keeps:
         context._rowcount = said  # as it would be before anything is fetched
     elif not context.isinsert:
         counts = context.dialect.name != "sqlite" or not context.statement.startswith("WITH")  # of which SQLite's driver tells nothing
