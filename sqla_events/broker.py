@@ -25,6 +25,7 @@ from .config import Config
 from .errors import ConfigError
 from .event import Event
 from .groups import Groups
+from .hooked import claim, release
 from .inspection import DeadLetterDesk, EventFilter
 from .lifecycle import Lifecycle
 from .publisher import Publisher
@@ -93,9 +94,18 @@ class Broker:
     # Capture -----------------------------------------------------------------------------------------------------
 
     def install(self) -> Broker:
-        """Capture from now on; doing it again changes nothing. ``install_crud_hooks`` calls it."""
+        """Capture from now on; doing it again changes nothing. ``install_crud_hooks`` calls it.
+
+        :raises ConfigError: if the engine has another broker's hooks, or is in AUTOCOMMIT.
+        """
+        if self.engine is not None:
+            claim(self.engine, self)
         if self._capture is not None and self.config.enabled:
-            self._capture.install()
+            try:
+                self._capture.install()
+            except BaseException:
+                self._release()
+                raise
         self.installed = True
         return self
 
@@ -105,6 +115,11 @@ class Broker:
         self.installed = False
         if self._capture is not None:
             self._capture.uninstall()
+        self._release()
+
+    def _release(self) -> None:
+        if self.engine is not None:
+            release(self.engine, self)
 
     # Subscribe ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,9 +14,9 @@ from .bridge import engine_of
 from .broker import Broker
 from .config import Config
 from .errors import ConfigError
+from .hooked import broker_of
 from .metrics import shared_metrics
 
-_installed: WeakKeyDictionary[Engine, Broker] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -42,21 +41,20 @@ def install_crud_hooks(
     :param config: a Config, a dict, the path of a YAML file, or a provider URL (``redis://…``, ``nats://…``);
         without it, the environment (``SQLA_EVENTS_…``) and the defaults.
     :param settings: single settings; they win over ``config``.
-    :returns: the broker of this engine. Calling again with an equal configuration returns the same one.
+    :returns: the broker of this engine. Calling again with an equal configuration returns the same one, also with an
+        engine that ``engine.execution_options()`` made of it, whose writes the hooks see anyway.
     :raises ConfigError: if a setting is wrong, the engine is in AUTOCOMMIT or of a database that is not supported, or
-        hooks with another configuration are installed.
+        hooks with another configuration, or on an engine made of this one, are installed.
     """
     if not isinstance(engine, (Engine, AsyncEngine)):
         raise ConfigError(f"engine is {engine!r}; it must be a SQLAlchemy Engine or AsyncEngine")
     loaded = Config.load(config, **settings)
-    key = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
     with _lock:
-        broker = _installed.get(key)
-        if broker is not None and broker.installed:
+        broker = broker_of(engine)
+        if broker is not None:
             return _same(broker, loaded)
-        broker = Broker(loaded, engine)
+        broker = Broker(loaded, engine).install()
         shared_metrics().attach(broker.signals)
-        _installed[key] = broker.install()
         return broker
 
 

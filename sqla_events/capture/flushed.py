@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import cache, lru_cache
 from typing import Any
 
@@ -18,22 +17,22 @@ from .plan import key_columns
 MAX_STATES = 20_000
 """More are leftovers of updates that turned out to change nothing."""
 
-_captured: Counter[Dialect] = Counter()
-"""Of captured engines, of which several may share one: those that ``execution_options()`` makes of an engine."""
+_CAPTURED = "_sqla_events_captured"
+"""Kept by a dialect: how many engines of it are captured. Those that ``execution_options()`` makes of an engine share its own."""
 
 
 def listen(dialect: Dialect) -> None:
     """For one more engine."""
     _listen_to_mappers()
-    _captured[dialect] += 1
+    dialect.__dict__[_CAPTURED] = dialect.__dict__.get(_CAPTURED, 0) + 1
 
 
 def unlisten(dialect: Dialect) -> bool:
     """For one engine less; True if it was the dialect's last."""
-    _captured[dialect] -= 1
-    if _captured[dialect]:
+    if dialect.__dict__[_CAPTURED] > 1:
+        dialect.__dict__[_CAPTURED] -= 1
         return False
-    del _captured[dialect]
+    del dialect.__dict__[_CAPTURED]
     return True
 
 
@@ -46,7 +45,7 @@ def _listen_to_mappers() -> None:
 
 def _remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
     """An object is about to be updated or deleted."""
-    if connection.dialect in _captured and state.key is not None:
+    if _CAPTURED in connection.dialect.__dict__ and state.key is not None:
         states = buffer_of(connection).states_of(connection)
         if len(states) > MAX_STATES:
             states.clear()

@@ -1,0 +1,114 @@
+"""Whose hooks are on which engine: one broker's at most, as long as the engine lives and not longer."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from weakref import ref
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from sqla_events import Broker, ConfigError, alembic, install_crud_hooks
+from tests.integration.shop import Base, User
+
+
+@pytest.fixture
+def make_engine(sqlite_url: str) -> Iterator[Callable[[], sa.Engine]]:
+    def make() -> sa.Engine:
+        engine = sa.create_engine(sqlite_url)
+        Base.metadata.create_all(engine)
+        alembic.upgrade(engine)
+        return engine
+
+    yield make
+
+
+def hook(engine: sa.Engine, **settings: str) -> Broker:
+    return install_crud_hooks(engine, {"provider": "memory", **settings})
+
+
+def write_with(*engines: sa.Engine) -> int:
+    """How many events there are when each has written a row."""
+    for engine in engines:
+        with Session(engine) as session:
+            session.add(User(name="Ada"))
+            session.commit()
+    with engines[0].connect() as connection:
+        return connection.scalar(sa.text("SELECT count(*) FROM events")) or 0
+
+
+def test_an_engine_made_of_a_hooked_one_has_its_hooks(make_engine: Callable[[], sa.Engine]) -> None:
+    """Made before or after them: each write is captured once."""
+    engine = make_engine()
+    before = engine.execution_options(number=1)
+    broker = hook(engine)
+    after = engine.execution_options(number=2)
+    assert hook(before) is hook(after) is broker
+    assert write_with(engine, before, after) == 3
+    with pytest.raises(ConfigError, match="another configuration"):
+        hook(after, instance_id="another")
+
+
+def test_hooks_on_an_engine_of_which_another_has_them_are_refused(make_engine: Callable[[], sa.Engine]) -> None:
+    engine = make_engine()
+    made = engine.execution_options(number=1)
+    of_it = hook(made)
+    with pytest.raises(ConfigError, match="uninstall"):
+        hook(engine)
+    assert write_with(engine, made) == 1
+    of_it.uninstall()
+    hook(engine)
+    assert write_with(engine, made) == 3
+
+
+def test_engines_made_of_one_have_hooks_of_their_own(make_engine: Callable[[], sa.Engine]) -> None:
+    engine = make_engine()
+    one, other = engine.execution_options(number=1), engine.execution_options(number=2)
+    assert hook(one) is not hook(other)
+    assert write_with(engine, one, other) == 2
+
+
+def test_a_broker_does_not_come_back_where_another_is(make_engine: Callable[[], sa.Engine]) -> None:
+    engine = make_engine()
+    first = hook(engine)
+    first.uninstall()
+    second = hook(engine)
+    with pytest.raises(ConfigError, match="another broker"):
+        first.install()
+    assert not first.installed
+    assert write_with(engine) == 1
+    second.uninstall()
+    assert first.install().installed
+    assert hook(engine) is first
+    assert write_with(engine) == 2
+
+
+def test_hooks_that_are_refused_leave_the_engine_to_others(sqlite_url: str) -> None:
+    engine = sa.create_engine(sqlite_url, isolation_level="AUTOCOMMIT")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="AUTOCOMMIT"):
+            hook(engine)
+
+
+def test_an_engine_and_its_broker_end_when_nobody_has_them(make_engine: Callable[[], sa.Engine]) -> None:
+    """Tenants come and go."""
+    engine = make_engine()
+    broker = hook(engine)
+    write_with(engine)
+    broker.uninstall()
+    engine.dispose()
+    left = ref(engine), ref(broker)
+    del engine, broker
+    gc.collect()
+    assert [one() for one in left] == [None, None]
+
+
+def test_hooks_do_not_keep_an_engine(make_engine: Callable[[], sa.Engine]) -> None:
+    """That nobody has used: with its compiled statements SQLAlchemy's mappers keep its dialect, for a while."""
+    engine = make_engine()
+    left = ref(engine), ref(hook(engine))
+    del engine
+    gc.collect()
+    assert [one() for one in left] == [None, None]
