@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from weakref import ref
 
 import pytest
@@ -15,14 +15,14 @@ from tests.integration.shop import Base, User
 
 
 @pytest.fixture
-def make_engine(sqlite_url: str) -> Iterator[Callable[[], sa.Engine]]:
+def make_engine(sqlite_url: str) -> Callable[[], sa.Engine]:
     def make() -> sa.Engine:
         engine = sa.create_engine(sqlite_url)
         Base.metadata.create_all(engine)
         alembic.upgrade(engine)
         return engine
 
-    yield make
+    return make
 
 
 def hook(engine: sa.Engine, **settings: str) -> Broker:
