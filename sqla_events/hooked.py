@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from .errors import ConfigError
-
-if TYPE_CHECKING:
-    from .broker import Broker
 
 _BROKER = "_sqla_events_broker"
 """Kept by the engine itself, so that it lives as long as the engine and not longer."""
@@ -22,12 +19,12 @@ _engines: WeakSet[Engine] = WeakSet()
 _lock = threading.Lock()
 
 
-def broker_of(engine: Engine | AsyncEngine) -> Broker | None:
-    """The broker whose hooks see what this engine writes: its own, or that of an engine that it was made of."""
+def broker_of(engine: Engine | AsyncEngine) -> Any:
+    """The broker whose hooks see what this engine writes: its own, or that of an engine that it was made of; None if there is none."""
     return next((one.__dict__[_BROKER] for one in _origins(engine) if _BROKER in one.__dict__), None)
 
 
-def claim(engine: Engine | AsyncEngine, broker: Broker) -> None:
+def claim(engine: Engine | AsyncEngine, broker: Any) -> None:
     """This broker's hooks are on the engine from now on.
 
     :raises ConfigError: if another broker's hooks see what it writes, or what an engine made of it writes.
@@ -48,7 +45,7 @@ def claim(engine: Engine | AsyncEngine, broker: Broker) -> None:
         _engines.add(own)
 
 
-def release(engine: Engine | AsyncEngine, broker: Broker) -> None:
+def release(engine: Engine | AsyncEngine, broker: Any) -> None:
     """Its hooks are off again."""
     own = next(_origins(engine))
     with _lock:

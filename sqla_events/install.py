@@ -50,7 +50,7 @@ def install_crud_hooks(
         raise ConfigError(f"engine is {engine!r}; it must be a SQLAlchemy Engine or AsyncEngine")
     loaded = Config.load(config, **settings)
     with _lock:
-        broker = broker_of(engine)
+        broker: Broker | None = broker_of(engine)
         if broker is not None:
             return _same(broker, loaded)
         broker = Broker(loaded, engine).install()

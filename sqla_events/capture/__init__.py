@@ -18,18 +18,16 @@ from ..bridge import refuse_autocommit
 from ..errors import CaptureError
 from ..schema import Tables
 from ..signals import Gap, Signals, logger
-from . import cascades, commits, declared, outbox
+from . import commits, declared, outbox
 from .buffer import ATTRIBUTE, Buffer, Written, buffer_of, held, wake
+from .captured import Captured
 from .carried import Carrier
-from .cascades import Cascades
 from .catalog import Catalog
-from .choice import Choice, columns
-from .codec import TableCodec
 from .flushed import forget_tables
 from .listener import Listener
 from .make import Maker
 from .marks import Marks
-from .plan import Plan, Row, Shape, key_columns
+from .plan import Plan, Row, Shape
 from .quiet import quietly
 from .rows import forget_attributes, known_values
 from .settings import CaptureSettings
@@ -67,28 +65,18 @@ class Capture:
         self._committing = committing
         self._signals = signals
         self._wants_ids = wants_ids
-        self._codecs: dict[sa.Table, TableCodec | None] = {}
-        self._readers: dict[sa.Table, TableCodec] = {}
+        self._captured = Captured(settings, self._engine.dialect, tables.names)
         self._maker = Maker(settings, instance_id)
-        self._cascades = Cascades(self._captured, self._reader) if settings.cascades == "events" else None
         self._marks = Marks(self._engine, tables.names, instance_id)
         on_gap = None if settings.on_gap == "ignore" else self._gap
         self._listener = Listener(
-            self._engine, self._codec_of, self._emit, on_gap, self._transaction_text, settings.old_values, self._cascades,
-            self._marks, *self._writers(), self._commit, not wants_ids,
+            self._engine, self._captured.codec_of, self._emit, on_gap, self._transaction_text, settings.old_values,
+            self._captured.cascades, self._marks, *self._writers(), self._commit, not wants_ids,
         )  # fmt: skip
-        self._enabled = {
-            "create": settings.enable_create,
-            "update": settings.enable_update,
-            "delete": settings.enable_delete,
-            "read": settings.enable_read,
-        }
         # Two Connections may share one of the driver's, and the COMMIT of one is that of both: nothing may wait.
         self._drain_at = 1 if isinstance(self._engine.pool, (StaticPool, SingletonThreadPool)) else DRAIN_AT
         self._installed = False
         self._checkin = partial(_finish)  # one of our own: listeners are told apart by their function
-        self._include = Choice(settings.include, settings.default_schema)
-        self._exclude = Choice(settings.exclude, settings.default_schema)
 
     # Hooks -------------------------------------------------------------------------------------------------------
 
@@ -277,7 +265,7 @@ class Capture:
 
     def _gap(self, schema: str | None, table: str, statement: str, reason: str) -> None:
         """A write that cannot be seen into; those to tables that are not captured, and to Alembic's, are nobody's loss."""
-        if table == "alembic_version" or not self._operations(schema, table, lambda choice: choice.names):
+        if table == "alembic_version" or not self._captured.is_named(schema, table):
             return
         self._signals.emit(Gap(statement[:1000], reason, table))
         message = f"{reason} writes to {table!r} and is not captured: {statement[:200]}"
@@ -295,7 +283,7 @@ class Capture:
             return
         connection = session.connection(bind_arguments={"mapper": state.mapper})
         for table in state.mapper.tables:
-            codec = self._codec_of(table)
+            codec = self._captured.codec_of(table)
             if codec is not None and "read" in codec.operations:
                 shape = Shape(table, "read", None, given=False, upsert=False, sorted=False)
                 plan = Plan(None, shape, codec, many=False, want_old=False)
@@ -306,65 +294,17 @@ class Capture:
 
     # What is captured --------------------------------------------------------------------------------------------
 
-    def _codec_of(self, table: sa.Table) -> TableCodec | None:
-        try:
-            return self._codecs[table]
-        except KeyError:
-            codec = self._codecs[table] = self._codec(table)
-            return codec
-
     def declared(self, part: Any, table: sa.Table) -> None:
-        """A table has a further column, or refers to another one: what is known may be of what was there before."""
-        beside = table.metadata if isinstance(part, sa.ForeignKeyConstraint) else None
-        if any(known is table or known.metadata is beside for known in [*self._codecs, *self._readers]):
+        """A table has a further column, or refers to another one."""
+        if self._captured.knows(part, table):
             self._forget()
 
     def _forget(self) -> None:
         """Look at every table anew."""
-        self._codecs.clear()
-        self._readers.clear()
+        self._captured.forget()
         self._listener.forget()
-        if self._cascades is not None:
-            self._cascades.forget()
         forget_attributes()
         forget_tables()
-
-    def _operations(self, schema: str | None, table: str, how: Callable[[Choice], Callable[..., bool]], *of: Any) -> frozenset[str]:
-        """The operations on a table that are captured."""
-        names = self._tables.names
-        if schema == names.schema and table in names.reserved:
-            return frozenset()
-        what = of or (schema, table)
-        return frozenset(
-            operation
-            for operation, enabled in self._enabled.items()
-            if enabled
-            and not how(self._exclude)(*what, operation)
-            and (not self._include or how(self._include)(*what, operation))
-        )
-
-    def _captured(self, table: sa.Table) -> frozenset[str]:
-        return self._operations(table.schema, str(table.name), lambda choice: choice.has, table)
-
-    def _reader(self, table: sa.Table) -> TableCodec:
-        """What reads a table's rows, whether they are captured or only lie between those that are."""
-        codec = self._codec_of(table) or self._readers.get(table)
-        if codec is None:
-            codec = self._readers[table] = self._made(table, frozenset())
-        return codec
-
-    def _codec(self, table: sa.Table) -> TableCodec | None:
-        operations = self._captured(table)
-        reaches = self._cascades.reaches(table) if self._cascades else frozenset()
-        if not operations and not reaches:
-            return None
-        codec = self._made(table, operations)
-        codec.reaches = reaches
-        if self._cascades is None:
-            codec.followers = cascades.followers(table)
-        if self._settings.cascades == "named":
-            codec.cascades = cascades.named(table)
-        return codec
 
     def _writers(self) -> tuple[Writer | None, Carrier | None]:
         """What lets statements on PostgreSQL write their events themselves: of many rows, of one."""
@@ -374,14 +314,6 @@ class Capture:
         catalog = Catalog(self._tables.names)
         writer = Writer(catalog, s.max_payload_bytes, s.old_values, self._maker.shared, self.drain)
         return None if self._wants_ids else writer, Carrier(catalog, self._maker.event, self._wants_ids, s.max_payload_bytes is not None)
-
-    def _made(self, table: sa.Table, operations: frozenset[str]) -> TableCodec:
-        s = self._settings
-        return TableCodec(
-            table, self._engine.dialect, key_columns(table),
-            columns(s.exclude_columns, "exclude", s.default_schema), columns(s.redact_columns, "redact", s.default_schema),
-            s.on_unencodable == "placeholder", operations,
-        )  # fmt: skip
 
 
 _TRANSACTION = (

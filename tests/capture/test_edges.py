@@ -277,7 +277,7 @@ def test_thousands_of_schemas(on_postgres: Stage) -> None:
     for number in range(5):
         with stage.engine.connect().execution_options(schema_translate_map={None: f"s{number}"}) as connection:
             connection.execute(things.update().values(x="b"))
-    codec = broker._capture._codec_of(things)
+    codec = broker._capture._captured.codec_of(things)
     assert len(codec.stored) == 5
     assert len({id(stored) for stored in codec.stored.values()}) == 1
     assert [len(frames) for _, frames in codec.frames._kept.values()] == [1]

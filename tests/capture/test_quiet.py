@@ -467,15 +467,16 @@ def test_engines_that_share_a_dialect_each_captured_in_its_own_way(stage: Stage,
     assert events[-1].payload["before"] == {"name": "a" if order == "ab" else "by a"}
 
 
-def test_two_brokers_of_one_engine_go_one_after_the_other(stage: Stage) -> None:
+def test_two_brokers_of_one_dialect_go_one_after_the_other(stage: Stage) -> None:
     """Each takes off what is its own."""
-    first, second = (Broker(Config(), stage.engine).install() for _ in range(2))
+    engines = [stage.engine.execution_options(number=number) for number in range(2)]
+    first, second = (Broker(Config(), engine).install() for engine in engines)
     plain = stage.engine.dialect.execution_ctx_cls
     first.uninstall()
     assert stage.engine.dialect.execution_ctx_cls is plain
     counted: list[Fact] = []
     second.signals.subscribe(counted.append)
-    with stage.engine.begin() as connection:
+    with engines[1].begin() as connection:
         connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
     assert len(counted) == 1
     second.uninstall()

@@ -155,13 +155,13 @@ def test_nothing_is_listened_to_afterwards(sqlite_url: str, declared: tuple[sa.M
     metadata.create_all(engine)
     with engine.begin() as connection:
         connection.execute(things.insert(), {"id": 1})
-    known = broker._capture._codecs[things]
+    known = broker._capture._captured._codecs[things]
     sa.Table("others", metadata, sa.Column("id", sa.Integer, primary_key=True))
     sa.Table("others", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("t", sa.ForeignKey("others.id")))
-    assert broker._capture._codecs[things] is known
+    assert broker._capture._captured._codecs[things] is known
     broker.uninstall()
     things.append_column(sa.Column("z", sa.Integer))
-    assert broker._capture._codecs[things] is known
+    assert broker._capture._captured._codecs[things] is known
     engine.dispose()
 
 

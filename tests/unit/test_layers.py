@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "sqla_events"
 RANKS = {
     0: {"event", "event_type", "errors", "encoding"},
-    1: {"position", "filter", "retry", "schema", "provider", "signals", "context", "bridge", "settings", "wire", "cloudevents"},
+    1: {"position", "filter", "retry", "schema", "provider", "signals", "hooked", "context", "bridge", "settings", "wire", "cloudevents"},
     2: {"config", "log", "deliveries", "subscription", "groups", "upcasting", "providers", "capture.settings"},
     3: {"capture", "relay", "consumer", "jobs", "workers", "upkeep"},
     4: {"broker", "inspection", "lifecycle", "publisher", "publishing", "replaying", "runtime", "triggers"},
