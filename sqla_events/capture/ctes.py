@@ -53,7 +53,7 @@ class Caught:
     context: Any
     plans: dict[Any, Plan]
     """By CTE, in the order of the statement."""
-    sql: str = ""
+    sql: str
     counts: None = field(default=None, init=False)
 
 
@@ -68,20 +68,30 @@ def catch(context: Any, sql: str, outer: Plan | None, plan_of: Callable[[Any], P
     if context.dialect.name != "postgresql" or context.executemany or (writes and not returns):
         return None
     plans = {cte: plan for cte in compiled.ctes if isinstance(cte.element, UpdateBase) and (plan := _plan(cte, plan_of, context))}
-    caught = Caught(context, plans)
-    head = ", \n".join(compiled.ctes.values()) + "\n "
-    start = sql.find(head)
-    if not plans or start not in (len("WITH "), len("WITH RECURSIVE ")):
+    if not plans:
         return None
-    caught.sql = _sql(caught, sql[:start], sql[start + len(head) :])
-    return caught
+    texts = _texts(context)
+    head = ", \n".join(texts.values()) + "\n "
+    start = sql.find(head)
+    if start not in (len("WITH "), len("WITH RECURSIVE ")):
+        return None
+    return Caught(context, plans, _sql(context, plans, texts, sql[:start], sql[start + len(head) :]))
+
+
+def _texts(context: Any) -> dict[Any, str]:
+    """The CTEs as they are sent."""
+    ctes: dict[Any, str] = context.compiled.ctes
+    if not context.compiled.schema_translate_map:
+        return ctes
+    translate = context.execution_options.get("schema_translate_map", {})
+    return {cte: context.compiled.preparer._render_schema_translates(text, translate) for cte, text in ctes.items()}
 
 
 def _plan(cte: Any, plan_of: Callable[[Any], Plan | None], context: Any) -> Plan | None:
     plan = plan_of(cte.element)
     if plan is None or not _NAME.match(context.compiled.ctes[cte]) or plan.verb in plan.codec.reaches:
         return None
-    plan.whole = True
+    plan.whole, plan.translate = True, context.execution_options.get("schema_translate_map")
     if plan.verb == "update":
         plan.changed = set_columns(plan.statement, plan.table)
         plan.moves_key = any(key in plan.changed for key in plan.codec.key)
@@ -91,21 +101,21 @@ def _plan(cte: Any, plan_of: Callable[[Any], Plan | None], context: Any) -> Plan
     return plan
 
 
-def _sql(caught: Caught, beginning: str, callers: str) -> str:
-    texts, names, columns = [], [_CALLERS], [f"{_CALLERS}.*"]
-    for number, (cte, text) in enumerate(caught.context.compiled.ctes.items()):
-        plan = caught.plans.get(cte)
+def _sql(context: Any, plans: dict[Any, Plan], texts: dict[Any, str], beginning: str, callers: str) -> str:
+    sent, names, columns = [], [_CALLERS], [f"{_CALLERS}.*"]
+    for number, (cte, text) in enumerate(texts.items()):
+        plan = plans.get(cte)
         if plan is not None:
             marks = [f"sqla_events_{number}_{n}" for n in range(len(plan.ride))]
-            wanted = (f"{one} AS {mark}" for one, mark in zip(ride.columns(plan, caught.context, cte.element.table), marks, strict=True))
+            wanted = (f"{one} AS {mark}" for one, mark in zip(ride.columns(plan, context, cte.element.table), marks, strict=True))
             joint = ", " if cte.element._returning else " RETURNING "
             text = f"{text.removesuffix(')')}{joint}{', '.join(wanted)})"
             name = _NAME.match(text)[1]  # type: ignore[index]
             names.append(name)
             columns += [f"{name}.{mark}" for mark in marks]
-        texts.append(text)
+        sent.append(text)
     branches = (f"SELECT {number}, {', '.join(columns)} FROM {_joined(name, names)}" for number, name in enumerate(names))
-    return f"{beginning}{', '.join(texts)}, {_CALLERS} AS ({callers}) " + " UNION ALL ".join(branches)
+    return f"{beginning}{', '.join(sent)}, {_CALLERS} AS ({callers}) " + " UNION ALL ".join(branches)
 
 
 def _joined(first: str, names: Sequence[str]) -> str:

@@ -164,3 +164,24 @@ def test_tables_that_are_not_captured(stage: Stage) -> None:
     assert stage.events() == []
     assert gaps(facts) == []
     assert Base.metadata.tables["tags"] is tags
+
+
+def test_in_the_schema_of_a_tenant(hooked: tuple[Stage, list[Fact]]) -> None:
+    """The CTEs are sent with his schema, and their events have it."""
+    stage, facts = hooked
+    with stage.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA tenant; CREATE TABLE tenant.tags (LIKE tags INCLUDING ALL)")
+    try:
+        with stage.engine.connect().execution_options(schema_translate_map={None: "tenant"}) as connection:
+            connection.execute(tags.insert(), [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
+            changed = sa.update(tags).values(name=tags.c.name + "!").returning(tags.c.id, tags.c.name).cte("changed")
+            assert connection.execute(sa.select(changed.c.name).where(changed.c.id > 1)).scalars().all() == ["b!"]
+            connection.commit()
+        found = [event for event in stage.events() if event.schema == "tenant"]
+        assert [(event.type, event.after) for event in found[2:]] == [
+            ("tenant.tags.update", {"name": "a!"}), ("tenant.tags.update", {"name": "b!"}),
+        ]  # fmt: skip
+        assert gaps(facts) == []
+    finally:
+        with stage.engine.begin() as connection:
+            connection.exec_driver_sql("DROP SCHEMA tenant CASCADE")
