@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,9 @@ SETS = ("set_insert", "set_update", "set_delete")
 ROUNDS = {1: 30, 100: 10, 10_000: 3}
 SETS_OF_PROCESSES = {1: 9, 100: 3, 10_000: 2}
 """By rows; else one."""
+
+SLOW = "postgresql+asyncpg"
+"""Where 10,000 rows take Continuum minutes, and PostgreSQL-Audit at times."""
 
 EVERYWHERE = ("none", "hand_written", "capture", "continuum")
 ON_POSTGRES = (*EVERYWHERE, "statement_triggers", "row_triggers", "postgresql_audit")
@@ -154,9 +157,11 @@ def portions(label: str, make_url: Callable[[str], str], rows: int) -> Iterator[
 
 
 @contextmanager
-def processes(label: str, make_url: Callable[[str], str], number: int, options: argparse.Namespace) -> Iterator[list[Runner]]:
+def processes(
+    label: str, make_url: Callable[[str], str], number: object, options: argparse.Namespace, only: Sequence[str] = ON_POSTGRES
+) -> Iterator[list[Runner]]:
     """A process for each way, as long as the block."""
-    names = EVERYWHERE if label == "sqlite" else ON_POSTGRES
+    names = [name for name in (EVERYWHERE if label == "sqlite" else ON_POSTGRES) if name in only]
     with ExitStack() as stack:
         ways = [Runner(name, make_url(f"{name}_{number}")) for name in names if name not in options.without.split(",")]
         for way in ways:
@@ -173,9 +178,9 @@ def figures(label: str, make_url: Callable[[str], str], options: argparse.Namesp
         for turn in range(options.sets or SETS_OF_PROCESSES.get(rows, 1)):
             number += 1
             with processes(label, make_url, number, options) as ways:
-                if rows >= 10_000 and (turn or label == "postgresql+asyncpg"):  # Continuum takes minutes, and the same as on psycopg
+                if rows >= 10_000 and (turn or label == SLOW):
                     ways = [way for way in ways if way.name != "continuum"]
-                if rows >= 10_000 and label == "postgresql+asyncpg":  # a single UPDATE may take it nine minutes, amid the rounds of the others
+                if rows >= 10_000 and label == SLOW:  # a single UPDATE may take it nine minutes, amid the rounds of the others
                     ways = [way for way in ways if way.name != "postgresql_audit"]
                 measure(ways, cases, options.rounds or ROUNDS.get(rows, 3), order)
                 same_events(ways)
@@ -186,6 +191,18 @@ def figures(label: str, make_url: Callable[[str], str], options: argparse.Namesp
             if case.times:
                 print(case.line(), file=sys.stderr, flush=True)
                 yield from case.figures()
+
+
+def apart(label: str, make_url: Callable[[str], str], options: argparse.Namespace) -> Iterator[Figure]:
+    """Continuum's transactions of 10,000 rows where each takes minutes: once, and not amid the rounds of the others."""
+    if "continuum" in options.without.split(",") or "10000" not in options.rows.split(","):
+        return
+    cases = [Case(label, operation, 10_000) for operation in OPERATIONS]
+    with processes(label, make_url, "apart", options, ("none", "capture", "continuum")) as ways:
+        measure(ways, cases, 1, Random(1))
+    for case in cases:
+        print(case.line(), file=sys.stderr, flush=True)
+        yield from (figure for figure in case.figures() if figure.baseline == "continuum")
 
 
 def main() -> None:
@@ -204,7 +221,8 @@ def main() -> None:
         for label, make_url in urls.items():
             if options.only in label:
                 found += figures(label, make_url, options)
-                if options.portions and label != "postgresql+asyncpg":
+                found += apart(label, make_url, options) if label == SLOW else ()
+                if options.portions and label != SLOW:
                     found += portions(label, make_url, options.portions)
     publish(found, options.json)
     print(f"{time.perf_counter() - started:.0f} seconds")
