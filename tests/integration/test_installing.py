@@ -17,7 +17,7 @@ from tests.integration.shop import Base, User
 @pytest.fixture
 def make_engine(sqlite_url: str) -> Callable[[], sa.Engine]:
     def make() -> sa.Engine:
-        engine = sa.create_engine(sqlite_url)
+        engine = sa.create_engine(sqlite_url, poolclass=sa.NullPool)
         Base.metadata.create_all(engine)
         alembic.upgrade(engine)
         return engine
@@ -86,7 +86,7 @@ def test_a_broker_does_not_come_back_where_another_is(make_engine: Callable[[], 
 
 
 def test_hooks_that_are_refused_leave_the_engine_to_others(sqlite_url: str) -> None:
-    engine = sa.create_engine(sqlite_url, isolation_level="AUTOCOMMIT")
+    engine = sa.create_engine(sqlite_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     for _ in range(2):
         with pytest.raises(ConfigError, match="AUTOCOMMIT"):
             hook(engine)
@@ -98,7 +98,6 @@ def test_an_engine_and_its_broker_end_when_nobody_has_them(make_engine: Callable
     broker = hook(engine)
     write_with(engine)
     broker.uninstall()
-    engine.dispose()
     left = ref(engine), ref(broker)
     del engine, broker
     gc.collect()
