@@ -61,15 +61,22 @@ class Written(msgspec.Struct, eq=False):
         return Written(dict(self.counts), list(self.ids), self.lost)
 
 
-Posted = dict[Any, dict[tuple[Any, ...], dict[str, Any] | None]]
-"""Columns of rows, by table and key; None of a row of which nobody knows here what it is."""
+Posted = dict[tuple[str | None, str], dict[tuple[Any, ...], dict[str, Any]]]
+"""Columns of rows, by the schema and name of their table, and by key."""
+
+MOST_STATES = 20_000
+"""Objects that a transaction remembers before it looks for those that turned out not to have changed."""
 
 MOST_POSTED = 10_000
 """Rows of a table of which it is remembered what was written to them; a bulk method may write millions."""
 
 
 def _copy(posted: Posted) -> Posted:
-    return {table: rows.copy() for table, rows in posted.items()}
+    return {place: rows.copy() for place, rows in posted.items()}
+
+
+def _place(table: Any) -> tuple[str | None, str]:
+    return table.schema, str(table.name)
 
 
 def _none() -> None:
@@ -83,18 +90,19 @@ class Buffer(msgspec.Struct, eq=False):
     plans: list[Any] = []
     states: dict[Any, Any] = {}
     """What the session knows of rows that are about to be written, by table and key: ORM states."""
+    leaving: dict[Any, Any] = {}
+    """The same of rows that are about to be deleted."""
+    most_states: int = MOST_STATES
     posted: Posted = {}
     """What was written to rows without taking note of it in their objects, by the unit of work, or by the database."""
-    astray: set[Any] = set()
-    """Tables whose rows were written past their objects, and nobody knows which: of old values only ``posted`` tells. Names of tables
-    that text has written.
-    """
+    astray: set[str] = set()
+    """Names of tables whose rows were written past their objects, and nobody knows which: of old values only ``posted`` tells."""
     transaction: Any = _none
     """What tells the transaction that these are of, as long as it lives."""
     proxied: Any = None
     """The proxy of the driver's connection whose transaction all of this is of: a Connection has another one when its own was lost."""
     written: Written = msgspec.field(default_factory=Written)
-    marks: dict[str, tuple[Written, Posted, set[Any]]] = {}
+    marks: dict[str, tuple[Written, Posted, set[str]]] = {}
     """What was written when a savepoint was made, and what was ``posted`` and ``astray``."""
     after: Any = None
     """What waits to be told how the COMMIT went, where somebody waits for handlers."""
@@ -124,6 +132,7 @@ class Buffer(msgspec.Struct, eq=False):
         self.rows.clear()
         self.plans.clear()
         self.states.clear()
+        self.leaving.clear()
         self.posted.clear()
         self.astray.clear()
         if self.written.counts or self.written.lost:
@@ -136,43 +145,50 @@ class Buffer(msgspec.Struct, eq=False):
         self.clear()
         self.proxied = connection._dbapi_connection
 
-    def states_of(self, connection: Connection) -> dict[Any, Any]:
-        """What is remembered in this transaction. Nobody tells when one ends that has written nothing."""
+    def states_of(self, connection: Connection, name: str = "states") -> dict[Any, Any]:
+        """What is remembered in this transaction: ``states``, or those that are ``leaving``. Nobody tells when one ends that has
+        written nothing.
+        """
         transaction = connection._transaction
         if self.transaction() is not transaction:
             self.states.clear()
+            self.leaving.clear()
             self.posted.clear()
             self.astray.clear()
             self.transaction = _none if transaction is None else ref(transaction)
-        return self.states
+        states: dict[Any, Any] = getattr(self, name)
+        return states
+
+    def drop_leftovers(self) -> None:
+        """Keep the objects that are about to be updated still: a flush may have as many."""
+        self.states = {place: state for place, state in self.states.items() if state.committed_state}
+        self.most_states = 2 * max(len(self.states), len(self.leaving), MOST_STATES)
 
     def stray(self, table: Any) -> None:
-        """Rows of a table are written past their objects."""
-        self.astray.add(table)
-        self.posted.pop(table, None)
+        """Rows of a table are written past their objects, whose Table may be another one of this name."""
+        self.stray_named(str(table.name))
 
     def stray_named(self, name: str) -> None:
         """The same, of tables of this name."""
         self.astray.add(name)
-        for table in [one for one in self.posted if one.name == name]:
-            del self.posted[table]
+        for place in [one for one in self.posted if one[1] == name]:
+            del self.posted[place]
 
     def is_astray(self, table: Any) -> bool:
         """Whether rows of a table may have been written past their objects."""
-        return table in self.astray or str(table.name) in self.astray
+        return str(table.name) in self.astray
 
-    def doubt(self, table: Any) -> None:
-        """A statement that objects take note of may have changed rows of which they do not know what they were."""
-        if table in self.posted:
-            self.posted[table] = dict.fromkeys(self.posted[table])
+    def posted_of(self, table: Any) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """What is posted of a table's rows, by key."""
+        return self.posted.get(_place(table), {})
 
     def post(self, table: Any, key: tuple[Any, ...], values: dict[str, Any]) -> None:
         """Columns of a row of which no object takes note."""
-        rows = self.posted.setdefault(table, {})
+        rows = self.posted.setdefault(_place(table), {})
         if len(rows) < MOST_POSTED or key in rows:
             rows[key] = values
         else:
-            self.astray.add(table)
+            self.astray.add(str(table.name))
 
     def mark(self, savepoint: str) -> None:
         """A savepoint is made."""
@@ -182,7 +198,7 @@ class Buffer(msgspec.Struct, eq=False):
         """All that came after it is undone."""
         self.rows.clear()
         self.plans.clear()
-        written, posted, astray = self.marks.get(savepoint) or (Written(), {}, {*self.posted})
+        written, posted, astray = self.marks.get(savepoint) or (Written(), {}, {name for _, name in self.posted})
         self.written, self.posted, self.astray = written.copy(), _copy(posted), astray.copy()
 
     def begin(self, connection: Connection, commit: commits.Commit) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +12,7 @@ from . import cascades
 from .cascades import Cascades
 from .choice import Choice, columns
 from .codec import TableCodec
-from .plan import key_columns
+from .mapped import key_columns
 from .settings import CaptureSettings
 
 
@@ -51,22 +50,18 @@ class Captured:
         beside = table.metadata if isinstance(part, sa.ForeignKeyConstraint) else None
         return any(known is table or known.metadata is beside for known in [*self._codecs, *self._readers])
 
-    def is_named(self, schema: str | None, table: str) -> bool:
-        """Whether anything is captured of a table that is known by name only."""
-        return bool(self._chosen(schema, table, lambda choice, operation: choice.names(schema, table, operation)))
-
-    def _operations(self, table: sa.Table) -> frozenset[str]:
-        return self._chosen(table.schema, str(table.name), lambda choice, operation: choice.has(table, operation))
-
-    def _chosen(self, schema: str | None, table: str, has: Callable[[Choice, str], bool]) -> frozenset[str]:
-        """The operations on a table that are captured."""
+    def operations(self, schema: str | None, table: str) -> frozenset[str]:
+        """Those on a table that are captured."""
         if schema == self._names.schema and table in self._names.reserved:
             return frozenset()
         return frozenset(
             operation
             for operation in self._enabled
-            if not has(self._exclude, operation) and (not self._include or has(self._include, operation))
+            if not self._exclude.has(schema, table, operation) and (not self._include or self._include.has(schema, table, operation))
         )
+
+    def _operations(self, table: sa.Table) -> frozenset[str]:
+        return self.operations(table.schema, str(table.name))
 
     def _reader(self, table: sa.Table) -> TableCodec:
         """What reads a table's rows, whether they are captured or only lie between those that are."""

@@ -20,24 +20,18 @@ class Choice:
 
     def __init__(self, wanted: tuple[Any, ...], default_schema: str) -> None:
         self._patterns = [one for one in wanted if isinstance(one, str)]
-        self._tables = {table for one in wanted if not isinstance(one, str) for table in _tables_of(one)}
-        self._names = {(table.schema or default_schema, str(table.name)) for table in self._tables}
+        tables = (table for one in wanted if not isinstance(one, str) for table in _tables_of(one))
+        self._names = {(table.schema or default_schema, str(table.name)) for table in tables}
         self._default_schema = default_schema
 
     def __bool__(self) -> bool:
         return bool(self._patterns or self._names)
 
-    def has(self, table: sa.Table, operation: str) -> bool:
-        """Whether an operation on the table is one of them."""
-        return table in self._tables or self._matches(table.schema, str(table.name), operation)
-
-    def names(self, schema: str | None, table: str, operation: str) -> bool:
-        """The same of a table that is known by name only."""
-        return (schema or self._default_schema, table) in self._names or self._matches(schema, table, operation)
-
-    def _matches(self, schema: str | None, table: str, operation: str) -> bool:
-        full = f"{schema or self._default_schema}.{table}"
-        return any(fnmatchcase(full, one) or fnmatchcase(f"{full}.{operation}", one) for one in self._patterns)
+    def has(self, schema: str | None, table: str, operation: str) -> bool:
+        """Whether an operation on a table is one of them; on any Table of that name."""
+        schema = schema or self._default_schema
+        full = f"{schema}.{table}", f"{schema}.{table}.{operation}"
+        return (schema, table) in self._names or any(fnmatchcase(name, one) for one in self._patterns for name in full)
 
 
 def _tables_of(one: Any) -> list[sa.Table]:

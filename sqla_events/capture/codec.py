@@ -118,6 +118,10 @@ class TableCodec:
         codec = self.columns.get(name)
         return name, codec.plain if codec is not None and codec.plain_key and codec.name == name else None
 
+    def is_told_by(self, key: Iterable[Any]) -> bool:
+        """Whether these values are the key as objects have it, and no other form that the database takes for it."""
+        return all(self.key_codecs[name].is_told_by(value) for name, value in zip(self.key, key, strict=True))
+
     def kind(self, key: str) -> TypeEngine[Any]:
         """The SQL type of a column, seen or hidden: the level of an event's values."""
         if key not in self._kinds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
@@ -12,10 +13,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
 from .buffer import buffer_of
-from .plan import key_columns
-
-MAX_STATES = 20_000
-"""More are leftovers of updates that turned out to change nothing."""
+from .mapped import key_columns
 
 _CAPTURED = "_sqla_events_captured"
 """Kept by a dialect: how many engines of it are captured. Those that ``execution_options()`` makes of an engine share its own."""
@@ -39,20 +37,26 @@ def unlisten(dialect: Dialect) -> bool:
 @cache
 def _listen_to_mappers() -> None:
     """Once and for good: SQLAlchemy does not stand listeners on a class that come and go while other threads flush."""
-    for name in ("before_update", "before_delete"):
-        event.listen(Mapper, name, _remember, raw=True, retval=True)
+    for name, states in (("before_update", "states"), ("before_delete", "leaving")):
+        event.listen(Mapper, name, _remembering(states), raw=True, retval=True)
 
 
-def _remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
-    """An object is about to be updated or deleted."""
-    if _CAPTURED in connection.dialect.__dict__ and state.key is not None:
-        states = buffer_of(connection).states_of(connection)
-        if len(states) > MAX_STATES:
-            states.clear()
-        for table, attributes in _tables(mapper):
-            key = state.key[1] if attributes is None else _key(state, attributes)
-            states[table, key] = state
-    return EXT_CONTINUE
+def _remembering(name: str) -> Callable[[Mapper[Any], Connection, Any], Any]:
+    """What remembers the states of objects that are about to be updated, or deleted."""
+
+    def remember(mapper: Mapper[Any], connection: Connection, state: Any) -> Any:
+        if _CAPTURED in connection.dialect.__dict__ and state.key is not None:
+            buffer = buffer_of(connection)
+            states = buffer.states_of(connection, name)
+            if len(states) > buffer.most_states:
+                buffer.drop_leftovers()
+                states = buffer.states_of(connection, name)
+            for table, attributes in _tables(mapper):
+                key = state.key[1] if attributes is None else _key(state, attributes)
+                states[table, key] = state
+        return EXT_CONTINUE
+
+    return remember
 
 
 @lru_cache(maxsize=4096)

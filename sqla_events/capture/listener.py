@@ -24,17 +24,17 @@ from .carried import Carrier, carrying
 from .cascades import Cascades
 from .codec import TableCodec
 from .kept import ByIdentity
+from .mapped import of_post_update
 from .marks import Marks
 from .plan import (
     Plan,
     Program,
     Shape,
     as_compiled,
-    is_synchronized,
     of_flush,
-    of_post_update,
     program,
     shape_of,
+    synchronization,
     table_of,
     unwrapped,
 )
@@ -223,7 +223,7 @@ class Listener:
             buffer = buffer_of(connection)
         buffer.begin(connection, self._commit)
         _, _, shape, codec, told = known
-        if (shape.verb != "create" or shape.upsert) and not of_flush(context):
+        if not shape.in_flush and (shape.verb != "create" or shape.upsert):
             shape = _past_objects(buffer, shape, codec, context)
         if codec.followers and shape.verb != "create":
             _stray_followers(buffer, shape, codec, told)
@@ -237,7 +237,8 @@ class Listener:
     def _unwanted(self, connection: Connection, element: Any, context: Any) -> None:
         """Of such writes no event is wanted; but others of the table may be."""
         statement = unwrapped(element)
-        if context.isinsert or of_flush(context) or is_synchronized(context) or not isinstance(statement, sa.sql.dml.UpdateBase):
+        noted = context.isinsert or of_flush(context) or synchronization(context) == "fetch"
+        if noted or not isinstance(statement, sa.sql.dml.UpdateBase):
             return
         table = table_of(statement)
         if table is not None and self._codec_of(table) is not None:
@@ -249,8 +250,8 @@ class Listener:
         if target is None:
             return None
         shape, codec = as_compiled(target[0], compiled), target[1]
-        if in_flush and shape.verb == "update" and of_post_update(element, shape.table):
-            shape = replace(shape, posts=True)
+        if in_flush:
+            shape = replace(shape, in_flush=True, posts=shape.verb == "update" and of_post_update(element, shape.table))
         told = codec.programs.get(compiled, self._program, shape, codec)
         known = compiled.__dict__[KNOWN] = (self._knowledge, ref(element), shape, codec, told)
         return known
@@ -284,6 +285,7 @@ class Listener:
                 for rows in ride.take_off(plan, dbapi_cursor, context):
                     done += len(rows)
                     self._results.came_back(connection, buffer, plan, rows)
+                self._results.moved(connection, buffer, plan)
             except BaseException:
                 buffer.written.lost = True
                 raise
@@ -311,11 +313,11 @@ def _stray_followers(buffer: Buffer, shape: Shape, codec: TableCodec, told: Prog
 
 def _past_objects(buffer: Buffer, shape: Shape, codec: TableCodec, context: Any) -> Shape:
     """Of a statement that is not the unit of work's."""
-    if is_synchronized(context):
-        buffer.doubt(shape.table)
-    else:
+    synchronized = synchronization(context)
+    if not synchronized:
         buffer.stray(shape.table)
-    return replace(shape, by_key=None) if codec.spelled and shape.by_key else shape
+    by_key = None if codec.spelled else shape.by_key
+    return replace(shape, by_key=by_key, synchronized=synchronized) if synchronized or by_key is not shape.by_key else shape
 
 
 _SAVEPOINTS: dict[Any, str] = {

@@ -12,10 +12,11 @@ from sqlalchemy.orm.context import FromStatement
 from sqlalchemy.sql import dml, operators
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, Grouping
 from sqlalchemy.sql.lambdas import LambdaElement
+from sqlalchemy.util import LRUCache
 
 from .codec import TableCodec
 from .column import Loaded
-from .kept import ByIdentity
+from .mapped import declared, key_columns
 
 VERBS: tuple[tuple[type, str], ...] = ((dml.Insert, "create"), (dml.Update, "update"), (dml.Delete, "delete"))
 
@@ -43,6 +44,10 @@ class Shape:
     """OR REPLACE, which removes rows that are in the way (SQLite)."""
     keeps: bool = False
     """OR FAIL, which keeps what it has written before a row that fails (SQLite)."""
+    in_flush: bool = False
+    """It is the unit of work's, or a bulk method's: they have compiled statements of their own."""
+    synchronized: str = ""
+    """How the session brings its objects up to it."""
     posts: bool = False
     """The unit of work's ``post_update``, of which no object takes note before its flush is over."""
 
@@ -88,7 +93,7 @@ def table_of(statement: Any) -> sa.Table | None:
     target = target_of(statement)
     if isinstance(target, sa.Table):
         return target._deannotate() if target._annotations else target
-    return _declared(target) if isinstance(target, sa.TableClause) else None
+    return declared(target) if isinstance(target, sa.TableClause) else None
 
 
 def target_of(statement: Any) -> Any:
@@ -103,16 +108,6 @@ def target_of(statement: Any) -> Any:
         target = target.element
     mapper = target._annotations.get("parentmapper") if isinstance(target, sa.Join) else None
     return target if mapper is None else mapper.local_table
-
-
-def _declared(clause: sa.TableClause) -> sa.Table | None:
-    """The table of a mapped application's metadata that a mere ``table()`` means, if there is just one and it has these columns."""
-    name = f"{clause.schema}.{clause.name}" if clause.schema else clause.name
-    metadata = {registry.metadata for registry in sa.orm.mapperlib._all_registries()}
-    found = [one.tables[name] for one in metadata if name in one.tables]
-    if len(found) != 1 or not all(column.key in found[0].c and found[0].c[column.key].name == column.name for column in clause.c):
-        return None
-    return found[0]
 
 
 def _by_key(conjuncts: list[Any], table: sa.Table) -> tuple[tuple[str, str], ...] | None:
@@ -136,22 +131,6 @@ def _conjuncts(criteria: Any) -> Iterator[Any]:
             yield from _conjuncts(one.clauses)
         else:
             yield one
-
-
-_keys: ByIdentity[tuple[str, ...]] = ByIdentity()
-
-
-def key_columns(table: sa.Table) -> tuple[str, ...]:
-    """Keys of the columns that identify a row: the primary key, or what a mapper takes for it where the table has none."""
-    return tuple(column.key for column in table.primary_key) or _keys.get(table, _mapped_key)
-
-
-def _mapped_key(table: sa.Table) -> tuple[str, ...]:
-    for registry in sa.orm.mapperlib._all_registries():
-        for mapper in registry.mappers:
-            if mapper.local_table is table and all(column.table is table for column in mapper.primary_key):
-                return tuple(str(column.key) for column in mapper.primary_key)
-    return ()
 
 
 # When it is compiled ------------------------------------------------------------------------------------------------
@@ -186,19 +165,13 @@ class Program(msgspec.Struct, frozen=True):
     carries: bool = False
     """Its executions may take their event along, see ``carried``."""
     uncounted: bool = False
-    """SQLite: it returns rows to its caller, and how many it has written is known when they are fetched."""
+    """Nothing but its rows tells how many it has written."""
     makes_key: bool = False
     """They return the key, a number, which the database makes, and nothing else."""
 
 
 NO_PROGRAM = Program()
 """Of a DELETE, and of a plan that no compiled statement of its own carries out."""
-
-
-def of_post_update(statement: Any, table: sa.Table) -> bool:
-    """Whether a statement of the unit of work is one for ``post_update``: mappers keep these under this name."""
-    mappers = (mapper for registry in sa.orm.mapperlib._all_registries() for mapper in registry.mappers)
-    return any(mapper._memoized_values.get(("post_update", table)) is statement for mapper in mappers)
 
 
 def as_compiled(shape: Shape, compiled: Any) -> Shape:
@@ -211,8 +184,7 @@ def as_compiled(shape: Shape, compiled: Any) -> Shape:
 
 def program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
     """The program of a compiled statement, to be kept with it."""
-    returns = bool(compiled.effective_returning or getattr(compiled.statement, "_returning", ()))
-    uncounted = returns and compiled.dialect.name == "sqlite" and shape.verb != "create"
+    uncounted = compiled.dialect.name == "sqlite" and _returns_late(compiled, shape)
     if shape.verb == "delete":
         return Program(uncounted=True) if uncounted else NO_PROGRAM
     columns = shape.table.columns
@@ -238,6 +210,14 @@ def program(compiled: Any, shape: Shape, codec: TableCodec) -> Program:
         tuple(_bound(compiled, given, codec)),
         uncounted=uncounted,
     )
+
+
+def _returns_late(compiled: Any, shape: Shape) -> bool:
+    """Whether SQLite's driver tells how many rows a statement has written when its caller fetches them, or never. What the unit of
+    work has returned of an INSERT is told.
+    """
+    asked = getattr(compiled.statement, "_returning", ()) or (shape.verb != "create" and compiled.effective_returning)
+    return bool(asked or compiled.ctes)
 
 
 def _bound(compiled: Any, given: Iterable[str], codec: TableCodec) -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:
@@ -364,14 +344,14 @@ class Plan(msgspec.Struct, eq=False):
 
 
 def of_flush(context: Any) -> bool:
-    """Whether the unit of work executes this, or a bulk method: they have a cache of their own for compiled statements."""
-    return "compiled_cache" in context.execution_options
+    """Whether the unit of work executes this, or a bulk method: mappers have a cache of their own for compiled statements."""
+    return type(context.execution_options.get("compiled_cache")) is LRUCache
 
 
-def is_synchronized(context: Any) -> bool:
-    """Whether the session brings its objects up to what this UPDATE or DELETE does."""
+def synchronization(context: Any) -> str:
+    """How the session brings its objects up to what this UPDATE or DELETE does: "fetch", "evaluate"; empty where it does not."""
     options = context.execution_options.get("_sa_orm_update_options")
-    return options is not None and bool(options._synchronize_session) and options._dml_strategy != "core_only"
+    return "" if options is None or options._dml_strategy == "core_only" else options._synchronize_session or ""
 
 
 def changed_keys(plan: Plan) -> frozenset[str]:

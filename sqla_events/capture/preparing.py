@@ -91,7 +91,7 @@ class Preparation:
 def _decide(plan: Plan, context: Any, executemany: bool, by_driver: bool) -> None:
     """How the rows of the statement get known: whole, put together from what is told, or by running its sets ourselves."""
     shape, program, dialect = plan.shape, plan.program, context.dialect
-    unsaid = bool(program.unsaid)
+    unsaid = bool(program.unsaid) or program.uncounted
     sqlite = dialect.name == "sqlite"
     if shape.verb == "create":
         plan.whole = not shape.given or (executemany and (unsaid or not (by_driver or shape.sorted)))

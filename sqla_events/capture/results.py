@@ -14,7 +14,7 @@ from .buffer import ATTRIBUTE, Buffer, buffer_of
 from .carried import Carrier
 from .cascades import Cascades
 from .marks import Marks
-from .plan import Plan, Row
+from .plan import Plan, Row, moves
 from .preparing import Preparation
 from .rows import (
     deleted,
@@ -24,12 +24,13 @@ from .rows import (
     inserted_one,
     matched,
     post_caused,
+    post_synchronized,
     sets_of,
     updated,
     updated_row,
     whole_rows,
 )
-from .select import portions, refresh, still_there, went_in
+from .select import gone, portions, refresh, still_there, went_in
 
 PORTION = 1000
 """Rows that are events in Python at the same time."""
@@ -125,13 +126,14 @@ class Results:
                 came += len(rows)
                 self.came_back(connection, buffer, plan, rows)
             if plan.within:
+                buffer.stray(plan.table)
                 buffer.written.add(plan.within.type, count=plan.carried)
             if plan.frame:
                 plan.frame.rows = came + plan.carried
         plan.ran, plan.rows = True, getattr(dbapi_cursor, "rowcount", -1)
 
     def came_back(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[dict[str, Any]]) -> None:
-        if not plan.whole:
+        if not plan.whole or (plan.before is not None and moves(plan)):
             plan.rode += rows
         elif plan.reached is None:
             self._tell(connection, buffer, plan, whole_rows(plan, rows))
@@ -167,8 +169,9 @@ class Results:
                 "written; let it leave such statements to SQLAlchemy, or exclude the table from capture"
             )
         if plan.whole:
-            return whole_rows(plan, plan.rode) if plan.rode else ()
+            return self._whole(connection, plan)
         if plan.blind:
+            buffer.stray(plan.table)
             return ()
         if plan.shape.verb == "create":
             if dropped(plan, context):
@@ -182,11 +185,28 @@ class Results:
             return plan.foretold if sets else ()
         return updated(plan, buffer, sets) if plan.shape.verb == "update" else deleted(plan, buffer, sets)
 
+    def moved(self, connection: Connection, buffer: Buffer, plan: Plan) -> None:
+        """One set of many has moved rows to other keys, and the next is to run."""
+        self._tell(connection, buffer, plan, self._whole(connection, plan))
+
+    def _whole(self, connection: Connection, plan: Plan) -> list[Row]:
+        rows, plan.rode = plan.rode, []
+        if not rows:
+            return []
+        if plan.before is not None and moves(plan) and len(rows) < len(plan.before):
+            if not plan.codec.key:
+                self._preparing.missed(plan, "an UPDATE that has left some of its rows as they were")
+                return []
+            plan.before = [*gone(connection, plan, rows)]
+        return whole_rows(plan, rows)
+
     def _tell(self, connection: Connection, buffer: Buffer, plan: Plan, rows: Iterable[Row]) -> None:
         """A portion at a time: of a statement with a million sets of parameters, no million rows are made at once."""
         for some in portions(rows, PORTION):
             if plan.codec.triggered and plan.shape.verb != "delete":
                 refresh(connection, plan, some)
+            if plan.shape.synchronized:
+                post_synchronized(plan, buffer, some)
             self._emit(connection, buffer, plan, some)
 
     def _cascaded(self, connection: Connection, buffer: Buffer, plan: Plan, rows: list[Row]) -> None:

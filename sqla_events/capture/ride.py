@@ -152,7 +152,7 @@ def take_off(plan: Plan, dbapi_cursor: Any, context: Any) -> Iterator[list[dict[
         context.cursor_fetch_strategy = cursor._NO_CURSOR_DML
     if own and keeps:
         context._rowcount = said  # as it would be before anything is fetched
-    elif not context.isinsert:
+    elif not context.isinsert or (not own and context.dialect.driver == "aiosqlite"):  # to 2.0 it tells nothing of what returns rows
         counts = context.dialect.name != "sqlite" or not context.statement.startswith("WITH")  # of which SQLite's driver tells nothing
         context._rowcount = total if counts else -1
 

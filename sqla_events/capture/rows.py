@@ -13,7 +13,7 @@ from sqlalchemy.orm.base import NO_VALUE, LoaderCallableStatus
 from .buffer import Buffer
 from .codec import MAX_KINDS
 from .column import SQL_NULL, Loaded
-from .plan import Common, Plan, Row, changed_keys, common, moves, of_flush
+from .plan import Common, Plan, Row, changed_keys, common, moves
 from .ride import INSERTED, OLD
 
 # Rows that came back whole ------------------------------------------------------------------------------------------
@@ -120,9 +120,16 @@ def inserted(plan: Plan, context: Any) -> Iterator[Row]:
 def inserted_one(plan: Plan, context: Any) -> Iterable[Row]:
     """The same, of a single set."""
     sets = context.compiled_parameters
+    if plan.rows != 1 and _kept_out(plan, context):
+        return ()
     if plan.program.answered or plan.rode or plan.counts is not None or lacks_key(sets, plan.codec.key):
         return inserted(plan, context)
     return (inserted_row(plan, sets_of(plan, context)[0], None, plan.program.common),)
+
+
+def _kept_out(plan: Plan, context: Any) -> bool:
+    """Whether the row of a single set did not go in: a trigger's doing, or that of ON CONFLICT."""
+    return not plan.rode if plan.ride else plan.rows == 0 and not context.compiled.effective_returning
 
 
 def inserted_row(plan: Plan, given: Mapping[str, Any], answer: Mapping[str, Any] | None, shared: Common) -> Row:
@@ -192,7 +199,7 @@ def matched(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]] | None:
     """The sets of parameters that have matched a row; None where only a look at the rows can tell."""
     sets, counts = sets_of(plan, context), plan.counts
     if counts is None:
-        count = len(plan.rode) if plan.program.uncounted else context.rowcount
+        count = len(plan.rode) if plan.ride else context.rowcount
         return () if count == 0 else sets if count == len(sets) or count < 0 or len(sets) == 1 else None
     if plan.together:
         return sets if counts[0] == len(sets) else _answered(plan, sets)
@@ -231,7 +238,7 @@ def updated_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapp
     key = {name: given[label] for name, label in shape.by_key or ()}
     place = shape.table, tuple(key.values())
     state = buffer.states.pop(place, None)
-    if state is not None and (not state.committed_state or shape.posts or not of_flush(plan.context)):
+    if state is not None and (not state.committed_state or shape.posts or not shape.in_flush):
         state = None  # left of a flush that found nothing to change
     before = {} if state is None else _olds(state, shape.table, after)
     if state is None or buffer.posted or buffer.astray:
@@ -249,13 +256,13 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
     shape = plan.shape
     key = {name: given[label] for name, label in shape.by_key or ()}
     place = shape.table, tuple(key.values())
-    state = buffer.states.pop(place, None)
-    before = {} if state is None or not of_flush(plan.context) else known_values(state, shape.table)
+    state = buffer.leaving.pop(place, None)
+    before = {} if state is None or not shape.in_flush else known_values(state, shape.table)
     if buffer.posted or buffer.astray:
-        posted = buffer.posted.get(shape.table, {}).pop(place[1], {})
-        if posted is None or buffer.is_astray(shape.table):
+        posted = buffer.posted_of(shape.table).pop(place[1], {})
+        if buffer.is_astray(shape.table):
             before = {}
-        before.update(posted or ())
+        before.update(posted)
     before.update(key)
     return Row(key, before)
 
@@ -268,18 +275,19 @@ def _post(plan: Plan, buffer: Buffer, key: tuple[Any, ...], state: Any, before: 
     one that may follow something like it.
     """
     table = plan.shape.table
-    astray, rows = buffer.is_astray(table), buffer.posted.get(table, {})
-    doubtful = key in rows and rows[key] is None
-    known = rows.pop(key, None)
-    if astray or doubtful:
+    astray, known = buffer.is_astray(table), buffer.posted_of(table).pop(key, None)
+    if astray:
         before.clear()
     if known is not None:
         before.update({name: known[name] for name in after if name in known})
-    elif not of_flush(plan.context) or (state is not None and not astray and not doubtful):
+    elif not (plan.shape.in_flush or plan.shape.synchronized) or (state is not None and not astray):
         return
     left = {name: value for name, value in (known or {}).items() if name not in plan.program.moved}
     moved = tuple(after.get(name, value) for (name, _), value in zip(plan.shape.by_key or (), key, strict=True))
-    buffer.post(table, moved, {**left, **after})
+    if plan.codec.is_told_by(moved):
+        buffer.post(table, moved, {**left, **after})
+    else:
+        buffer.stray(table)
 
 
 def post_caused(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
@@ -289,9 +297,25 @@ def post_caused(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
         buffer.stray(table)
         return
     for row in rows:
-        known = buffer.posted.get(table, {}).pop(_plain(row.key), None) or {}
-        if row.after is not None:
-            buffer.post(table, _plain({name: row.after.get(name, value) for name, value in row.key.items()}), {**known, **row.after})
+        _post_row(buffer, table, row, buffer.posted_of(table).pop(_plain(row.key), {}))
+
+
+def post_synchronized(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
+    """A statement has changed these rows, and objects take note of it: of those that the session has found by their keys, or of
+    those that Python takes to fulfil the WHERE, which the database may understand otherwise (``id = '1'``, collations).
+    """
+    if plan.shape.synchronized != "fetch":
+        post_caused(plan, buffer, rows)
+        return
+    posted = buffer.posted_of(plan.shape.table)
+    for row in rows if posted else ():
+        if (known := posted.pop(_plain(row.key), None)) is not None:
+            _post_row(buffer, plan.shape.table, row, known)
+
+
+def _post_row(buffer: Buffer, table: sa.Table, row: Row, known: dict[str, Any]) -> None:
+    if row.after is not None:
+        buffer.post(table, _plain({name: row.after.get(name, value) for name, value in row.key.items()}), {**known, **row.after})
 
 
 def _plain(key: Mapping[str, Any]) -> tuple[Any, ...]:

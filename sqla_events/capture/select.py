@@ -115,6 +115,17 @@ def still_there(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, 
     return _done(connection, plan, sets, [key_after(plan, given) for given in sets], matched)
 
 
+def gone(connection: Connection, plan: Plan, rows: Sequence[Values]) -> Iterator[Values]:
+    """Of rows that an UPDATE has found, and moved some of to other keys (``OR IGNORE``, a trigger's doing): those that are not what
+    they were.
+    """
+    codec, before = plan.codec, plan.before or ()
+    written = {codec.key_text(row) for row in rows}
+    wanted = [tuple(row[name].value for name in codec.key) for row in before]
+    there = {codec.key_text(row) for row in matching(connection, plan, codec, codec.key, wanted, codec.key)}
+    return (row for row in before if (key := codec.key_text(row)) in written or key not in there)
+
+
 def went_in(connection: Connection, plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[int]:
     """After an INSERT that let fewer rows in than it has sets of parameters: for each set whether its row went in."""
     if len(sets) == 1:

@@ -14,8 +14,8 @@ from ..capture.choice import columns
 from ..capture.codec import TableCodec
 from ..capture.column import ColumnCodec
 from ..capture.forms import Form, Parts, form_of, key_form, literal, member, object_of, special_types
+from ..capture.mapped import key_columns
 from ..capture.marks import PREFIX
-from ..capture.plan import key_columns
 from ..errors import ConfigError
 from ..event import type_of
 from ..schema import Names

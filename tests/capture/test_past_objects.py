@@ -68,6 +68,16 @@ def upsert(session: Session) -> None:
     anew(session).name = "end"
 
 
+def upsert_of_many(session: Session) -> None:
+    """With a mapper's cache, as the unit of work."""
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    insert: Any = sqlite.insert(Tag) if session.get_bind().dialect.name == "sqlite" else postgresql.insert(Tag)
+    statement = insert.on_conflict_do_update(index_elements=["id"], set_={"name": insert.excluded.name})
+    session.execute(statement, [{"id": 1, "name": "up"}, {"id": 2, "name": "two"}])
+    tag.name = "end"
+
+
 def key_that_moves_onto_one(session: Session) -> None:
     session.add(Tag(id=2, name="two"))
     session.flush()
@@ -139,8 +149,58 @@ def flushed_without_change(session: Session) -> None:
     session.delete(tag)
 
 
+def without_compiled_cache(session: Session) -> None:
+    """SQLAlchemy's documented way to switch it off: statements of the unit of work are told by a cache of the mapper's."""
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    session.execute(sa.update(Tag.__table__).where(Tag.id == 1).values(name="core"), execution_options={"compiled_cache": None})
+    tag.name = "end"
+
+
+def by_another_table_of_that_name(session: Session) -> None:
+    """As reflected, or declared once more elsewhere."""
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    other = sa.Table("tags", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(50)))
+    session.execute(sa.update(other).where(other.c.id == 1).values(name="core"))
+    tag.name = "end"
+
+
+def evaluated_otherwise(session: Session) -> None:
+    """To Python no object has this key, to the database a row has."""
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    session.execute(sa.update(Tag).where(Tag.id == sa.literal("1", sa.Integer)).values(name="core"))
+    tag.name = "end"
+
+
+def evaluated_otherwise_by_key(session: Session) -> None:
+    """The same, of a statement that names the key by a parameter."""
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    session.execute(sa.update(Tag).where(Tag.id == sa.bindparam("which")).values(name="core"), {"which": "1"})
+    tag.name = "end"
+
+
+def by_key_as_text(session: Session) -> None:
+    """A bulk method that was given the key in another form than objects have it."""
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    session.bulk_update_mappings(TAG, [{"id": "1", "name": "bulk"}])
+    tag.name = "end"
+
+
+def evaluated_and_deleted(session: Session) -> None:
+    tag = session.get_one(Tag, 1)
+    assert tag.name == "a"
+    session.execute(sa.update(Tag).where(Tag.id == sa.literal("1", sa.Integer)).values(name="core"))
+    session.delete(tag)
+
+
 WAYS = [
-    set_based, set_based_and_deleted, row_switch, deleted_and_made_anew, upsert, key_that_moves_onto_one, key_that_takes_it_along,
+    without_compiled_cache, by_another_table_of_that_name, evaluated_otherwise, evaluated_otherwise_by_key, by_key_as_text,
+    evaluated_and_deleted,
+    set_based, set_based_and_deleted, row_switch, deleted_and_made_anew, upsert, upsert_of_many, key_that_moves_onto_one, key_that_takes_it_along,
     savepoint, unsynchronized, core, by_expression, flushed_without_change,
 ]  # fmt: skip
 
@@ -176,6 +236,45 @@ def test_more_rows_than_are_remembered(stage: Stage, monkeypatch: pytest.MonkeyP
         session.commit()
     olds = [event.before for event in stage.check() if event.operation == "update"]
     assert olds[3:] == [{"name": "b"}, {"name": "b"}, {}] + [{"name": "c"}] * 3
+
+
+@pytest.mark.parametrize("old_values", ["known", "always"])
+def test_a_flush_of_more_objects_than_are_remembered_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch, old_values: str) -> None:
+    """Those that turn out not to have changed are what is forgotten."""
+    monkeypatch.setattr(buffer, "MOST_STATES", 3)
+    stage.hook(old_values=old_values)
+    with stage.session() as session:
+        tags = [Tag(id=number, name="a") for number in range(1, 11)]
+        session.add_all(tags)
+        session.commit()
+        for tag in tags:
+            tag.name, tag.name = "b", tag.name
+        session.flush()
+        for tag in tags[2:]:
+            tag.name = "c"
+        session.flush()
+        for tag in tags:
+            session.delete(tag)
+        session.commit()
+    olds = [event.before for event in stage.check() if event.operation != "create"]
+    assert olds == [{"name": "a"}] * 8 + [{"id": number, "name": "a" if number < 3 else "c"} for number in range(1, 11)]
+
+
+def test_a_statement_of_many_rows_that_was_evaluated(stage: Stage) -> None:
+    """On PostgreSQL it writes their events itself, and nobody has seen which rows it has changed."""
+    which = sa.or_(*(Tag.id == sa.literal(str(number), sa.Integer) for number in range(1, 41)))
+    statement = sa.update(Tag).where(which).values(name=Tag.name + "!")
+    stage.hook()
+    with stage.session() as session:
+        session.add_all([Tag(id=number, name="a") for number in range(1, 41)])
+        session.commit()
+        for _ in range(3):
+            tag = session.get_one(Tag, 2)
+            assert tag.name is not None
+            session.execute(statement)
+            tag.name = "end"
+            session.commit()
+    stage.check()
 
 
 def test_what_the_session_takes_note_of_is_told(stage: Stage) -> None:

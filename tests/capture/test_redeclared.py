@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.declarative import DeferredReflection
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sqla_events import install_crud_hooks
 from sqla_events.capture import within
 from tests.capture.conftest import Stage
+from tests.capture.model import Tag
 
 
 @pytest.fixture
@@ -161,7 +163,7 @@ def test_nothing_is_listened_to_afterwards(sqlite_url: str, declared: tuple[sa.M
     assert broker._capture._captured._codecs[things] is known
     broker.uninstall()
     things.append_column(sa.Column("z", sa.Integer))
-    assert broker._capture._captured._codecs[things] is known
+    assert broker._capture._captured._codecs == {}
     engine.dispose()
 
 
@@ -190,3 +192,35 @@ def test_tables_declared_while_captures_come_and_go(sqlite_url: str) -> None:
             over.set()
         for one in coming:
             one.result()
+
+
+def test_classes_that_are_not_mapped_yet(stage: Stage) -> None:
+    """``DeferredReflection`` before its ``prepare()``, or what another thread is declaring: they are none of ours."""
+
+    class Later(DeclarativeBase):
+        pass
+
+    class Legacy(DeferredReflection, Later):
+        __tablename__ = "legacy"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    loose = sa.Table("loose", sa.MetaData(), sa.Column("n", sa.Integer))
+    stage.create(loose.metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.commit()
+        session.get_one(Tag, 1).name = "b"
+        session.execute(loose.insert(), {"n": 1})
+        session.commit()
+    assert [event.type for event in stage.events()] == ["public.tags.create", "public.tags.update", "public.loose.create"]
+    Later.registry.dispose()
+
+
+def test_a_choice_by_class_holds_for_every_table_of_its_name(stage: Stage) -> None:
+    """Reflected ones, say."""
+    stage.hook(include=[Tag])
+    tags = sa.Table("tags", sa.MetaData(), autoload_with=stage.engine)
+    with stage.engine.begin() as connection:
+        connection.execute(tags.insert(), {"id": 1, "name": "a"})
+    assert [event.key for event in stage.events()] == ["1"]

@@ -8,7 +8,7 @@ from weakref import ref
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqla_events import Broker, ConfigError, alembic, install_crud_hooks
 from tests.integration.shop import Base, User
@@ -92,16 +92,33 @@ def test_hooks_that_are_refused_leave_the_engine_to_others(sqlite_url: str) -> N
             hook(engine)
 
 
-def test_an_engine_and_its_broker_end_when_nobody_has_them(make_engine: Callable[[], sa.Engine]) -> None:
-    """Tenants come and go."""
+def test_what_was_captured_ends_when_nobody_has_it(make_engine: Callable[[], sa.Engine]) -> None:
+    """Tenants come and go, and so do classes: the engine, its broker, a mapped class."""
+
+    class Passing(DeclarativeBase):
+        pass
+
+    class Thing(Passing):
+        __tablename__ = "things"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
     engine = make_engine()
+    Passing.metadata.create_all(engine)
     broker = hook(engine)
-    write_with(engine)
+    with Session(engine) as session:
+        session.add(Thing(id=1, name="a"))
+        session.commit()
+        session.get_one(Thing, 1).name = "b"
+        session.commit()
+        session.delete(session.get_one(Thing, 1))
+        session.commit()
     broker.uninstall()
-    left = ref(engine), ref(broker)
-    del engine, broker
+    Passing.registry.dispose()
+    left = ref(engine), ref(broker), ref(Thing)
+    del engine, broker, session, Passing, Thing
     gc.collect()
-    assert [one() for one in left] == [None, None]
+    assert [one() for one in left] == [None] * 3
 
 
 def test_hooks_do_not_keep_an_engine(make_engine: Callable[[], sa.Engine]) -> None:
