@@ -280,6 +280,7 @@ def test_what_the_database_makes_stands_where_it_belongs(url: sa.URL) -> None:
         with pytest.raises(sa.exc.IntegrityError) as caught:
             Run(connection, engine, none_for_a_key)
         assert ROWS not in str(caught.value)
+    engine.dispose()
 
 
 @pytest.fixture
