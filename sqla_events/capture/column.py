@@ -61,7 +61,7 @@ class ColumnCodec:
         self.bind, kind = _binder(column.type, dialect)
         self.kind = kind
         self.is_json = isinstance(kind, sa.JSON)
-        self.dumps: Callable[[Any], str] = getattr(dialect, "_json_serializer", None) or json.dumps
+        self.dumps: Callable[[Any], str | bytes] = getattr(dialect, "_json_serializer", None) or json.dumps
         self.as_text = self.is_json and dialect.name == "postgresql"
         """What comes back from the database is asked for as text: drivers make None of a JSON null and of NULL."""
         self._impl = kind.dialect_impl(dialect)
@@ -161,7 +161,8 @@ class ColumnCodec:
             return None
         if value is None or isinstance(value, sa.sql.elements.Null):  # a parameter that JSON takes for NULL
             return None
-        return _strict(str(value) if type(value) is JsonText else self.dumps(value), pointer, types)
+        text = str(value) if type(value) is JsonText else self.dumps(value)
+        return _strict(text if isinstance(text, str) else text.decode(), pointer, types)
 
     def unbinder(self) -> Form | None:
         """What makes of a parameter, as the driver gets it, the value that the database stores; None if nothing does.

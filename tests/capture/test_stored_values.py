@@ -10,6 +10,7 @@ import uuid
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -142,6 +143,23 @@ def test_one_key(driver: str, request: pytest.FixtureRequest) -> None:
         table = a_table("keys", kind)
         for value, found in zip(values, events(url, table, values), strict=True):
             assert len({key for key, _ in found}) == 1, (name, value, found)
+def test_a_serializer_that_makes_bytes(stage: Stage) -> None:
+    """As those do that are fast."""
+    stage.engine.dispose()
+    stage.engine = sa.create_engine(stage.engine.url, json_serializer=msgspec.json.encode, json_deserializer=msgspec.json.decode)
+    stage.copy.dialect._json_serializer = msgspec.json.encode
+    metadata = sa.MetaData()
+    table = sa.Table("documents", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("doc", sa.JSON))
+    stage.create(metadata)
+    stage.hook(old_values="always")
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), [{"id": 1, "doc": {"a": "é"}}, {"id": 2, "doc": sa.JSON.NULL}])
+        connection.execute(table.update().where(table.c.id == 1).values(doc=[1, None]))
+        connection.execute(table.update().values(doc={"b": 2}))
+    assert [event.after["doc"] for event in stage.check(metadata)] == [{"a": "é"}, sa.JSON.NULL, [1, None], {"b": 2}, {"b": 2}]
+    stage.engine.dispose()
+
+
 
 
 def test_members_that_are_numbers(stage: Stage) -> None:
