@@ -293,7 +293,7 @@ SQL_NULL = _SqlNull()
 def _binder(kind: TypeEngine[Any], dialect: Dialect) -> tuple[Form | None, TypeEngine[Any]]:
     """What brings a bound value to the level of the SQL type, and that type."""
     steps: list[Form] = []
-    kind = kind._variant_mapping.get(dialect.name, kind)
+    kind = _of_dialect(kind, dialect)
     while isinstance(kind, TypeDecorator):
         if isinstance(kind, PickleType):
             return _chain([*steps, _pickled(kind)]), sa.LargeBinary()
@@ -302,8 +302,12 @@ def _binder(kind: TypeEngine[Any], dialect: Dialect) -> tuple[Form | None, TypeE
         if type(kind).process_bind_param is not TypeDecorator.process_bind_param:
             steps.append(_processed(kind, dialect))
         own = type(kind).load_dialect_impl is not TypeDecorator.load_dialect_impl
-        kind = kind.load_dialect_impl(dialect) if own else kind.impl_instance
+        kind = _of_dialect(kind.load_dialect_impl(dialect) if own else kind.impl_instance, dialect)
     return _chain(steps), kind
+
+
+def _of_dialect(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    return kind._variant_mapping.get(dialect.name, kind)
 
 
 def _pickled(kind: PickleType) -> Form:

@@ -160,6 +160,42 @@ def test_a_serializer_that_makes_bytes(stage: Stage) -> None:
     stage.engine.dispose()
 
 
+class Tags(sa.TypeDecorator[list[str]]):
+    impl = postgresql.ARRAY(sa.String).with_variant(sa.JSON(), "sqlite")
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
+        return None if value is None else sorted(value)
+
+
+class Id(sa.TypeDecorator[uuid.UUID]):
+    impl = sa.Uuid().with_variant(sa.String(36), "sqlite")
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
+        return str(value) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        return uuid.UUID(value) if dialect.name == "sqlite" else value
+
+
+def test_a_decorator_of_a_type_with_variants(stage: Stage) -> None:
+    """The event has what that of the database is given."""
+    metadata = sa.MetaData()
+    table = sa.Table("varying", metadata, sa.Column("id", Id, primary_key=True), sa.Column("tags", Tags))
+    stage.create(metadata)
+    stage.hook(old_values="always")
+    first, second = uuid.UUID(int=1), uuid.UUID(int=2)
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), {"id": first, "tags": ["b", "a"]})
+        connection.execute(table.insert().values([{"id": second, "tags": []}]))
+        connection.execute(table.update().where(table.c.id == sa.bindparam("k")), {"k": first, "tags": ["d", "c"]})
+        connection.execute(table.delete().where(table.c.id == second))
+    events = stage.check(metadata)
+    assert [event.key for event in events] == [str(first), str(second), str(first), str(second)]
+    assert [event.after["tags"] for event in events[:3]] == [["a", "b"], [], ["c", "d"]]
+
+
 
 
 def test_members_that_are_numbers(stage: Stage) -> None:
