@@ -81,8 +81,14 @@ def matching(
     if lock and connection.dialect.name == "postgresql":
         query = query.with_for_update()
     for some in portions((one for one in dict.fromkeys(wanted) if None not in one), 500):
-        where = sides[0].in_([one[0] for one in some]) if len(sides) == 1 else sa.tuple_(*sides).in_(some)
-        yield from _rows(reader, names, _run(connection, plan, query.where(where), {}))
+        yield from _rows(reader, names, _run(connection, plan, query.where(_is_one_of(sides, some)), {}))
+
+
+def _is_one_of(sides: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> Any:
+    """Whatever types the values have, they are bound as the columns are: of themselves all would be bound as the first is."""
+    side: Any = sides[0] if len(sides) == 1 else sa.tuple_(*sides)
+    values = [one[0] for one in wanted] if len(sides) == 1 else wanted
+    return side.in_(sa.bindparam("wanted", values, expanding=True, type_=side.type))
 
 
 def _columns(reader: TableCodec, source: Any, names: Sequence[str]) -> sa.Select[Any]:

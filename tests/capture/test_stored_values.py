@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqla_events import install_crud_hooks
@@ -194,6 +194,29 @@ def test_a_decorator_of_a_type_with_variants(stage: Stage) -> None:
     events = stage.check(metadata)
     assert [event.key for event in events] == [str(first), str(second), str(first), str(second)]
     assert [event.after["tags"] for event in events[:3]] == [["a", "b"], [], ["c", "d"]]
+
+
+def test_values_of_several_types_in_one_column(stage: Stage) -> None:
+    """Of keys by which rows are read beside a statement: an upsert, and a DELETE that foreign keys follow."""
+    metadata = sa.MetaData()
+    table = sa.Table(
+        "mixed", metadata, sa.Column("a key", sa.Numeric(10, 2), primary_key=True, autoincrement=False, key="a\tkey"), sa.Column("x", sa.Integer)
+    )
+    key = table.c["a\tkey"]
+    owned = sa.Table("owned", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("of", sa.ForeignKey(key, ondelete="CASCADE")))
+    stage.create(metadata)
+    stage.hook(old_values="always")
+    insert = (sqlite if stage.engine.dialect.name == "sqlite" else postgresql).insert(table)
+    upsert = insert.on_conflict_do_update(index_elements=[key], set_={"x": insert.excluded.x})
+    with stage.engine.begin() as connection:
+        connection.execute(upsert, [{"a\tkey": 4, "x": 1}, {"a\tkey": Decimal("1.5"), "x": 2}])
+        connection.execute(upsert, [{"a\tkey": 4, "x": 3}, {"a\tkey": Decimal("1.5"), "x": 4}])
+        connection.execute(owned.insert(), [{"id": 1, "of": 4}, {"id": 2, "of": Decimal("1.5")}])
+        connection.execute(table.delete().where(key == sa.bindparam("k")), [{"k": 4}, {"k": Decimal("1.5")}])
+    told = [(event.entity, event.operation) for event in stage.check(metadata)]
+    assert sorted(told) == sorted(
+        [("mixed", "create")] * 2 + [("mixed", "update")] * 2 + [("owned", "create")] * 2 + [("owned", "delete")] * 2 + [("mixed", "delete")] * 2
+    )
 
 
 
