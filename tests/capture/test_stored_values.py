@@ -219,6 +219,17 @@ def test_values_of_several_types_in_one_column(stage: Stage) -> None:
     )
 
 
+def test_replaying_a_column_that_is_called_as_a_parameter(stage: Stage) -> None:
+    """JSON null among its values."""
+    metadata = sa.MetaData()
+    table = sa.Table("parameters", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("param_1", sa.JSON))
+    stage.create(metadata)
+    stage.hook()
+    with stage.engine.begin() as connection:
+        connection.execute(table.insert(), {"id": 1, "param_1": sa.JSON.NULL})
+        connection.execute(table.update().values(param_1={}))
+        connection.execute(table.update().values(param_1=sa.JSON.NULL))
+    assert [event.after["param_1"] for event in stage.check(metadata)] == [sa.JSON.NULL, {}, sa.JSON.NULL]
 
 
 def test_members_that_are_numbers(stage: Stage) -> None:
