@@ -80,8 +80,8 @@ class TableCodec:
         self.plain_key = all(codec.plain_key for codec in self.key_codecs.values())
         self.sole, self.sole_type = self._natural_key()
         """The one column of a key, and the type of the values with which it is its own JSON object."""
-        self._texted = self.key[0] if len(self.key) == 1 and self.plain_key else ""
-        """The one column of a key whose values are its text; empty where they are not."""
+        self._texted, self._texted_type = self._text_key()
+        """The one column of a key whose values of this type are its text; empty where they are not."""
         self._rounded = [(key, one.rounder) for key, one in self.columns.items() if one.rounder is not None and one.plain is Decimal]
         self._names: dict[Any, tuple[tuple[str, ...], tuple[tuple[str, Rounder], ...]]] = {}
         """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none
@@ -103,7 +103,7 @@ class TableCodec:
         self.codes = _codes(self.columns.values())
         self.usual_types = encoding.dumps(self.codes) if self.codes else None
         """The sidecar's text."""
-        self.decimals = any(one.plain is Decimal and (one.rounder is None or one.rounder.small) for one in self.columns.values())
+        self.decimals = any(one.plain is Decimal and (one.rounder is None or one.rounder.exponents) for one in self.columns.values())
         """Some go into the JSON as they are: the encoder's form is ours where it has no exponent."""
 
     def writes(self, shape: Any) -> bool:
@@ -117,6 +117,11 @@ class TableCodec:
         name = self.key[0] if len(self.key) == 1 else ""
         codec = self.columns.get(name)
         return name, codec.plain if codec is not None and codec.plain_key and codec.name == name else None
+
+    def _text_key(self) -> tuple[str, type | None]:
+        """Text that is bound to a number is none: the database may write it in another way (007)."""
+        name = self.key[0] if len(self.key) == 1 and self.plain_key else ""
+        return name, self.key_codecs[name].expected if name else None
 
     def kind(self, key: str) -> TypeEngine[Any]:
         """The SQL type of a column, seen or hidden: the level of an event's values."""
@@ -243,13 +248,13 @@ class TableCodec:
     def key_text(self, values: Mapping[str, Any]) -> str | None:
         """The primary key as text: one column as it is, several as a JSON array; ``*`` for a table without one."""
         value = values.get(self._texted)
-        if type(value) is int or type(value) is str:
+        if type(value) is self._texted_type:
             return str(value)
         if len(self.key) == 1:
             value = values.get(self.key[0])
-            if type(value) is Loaded and self.plain_key:
-                value = value.value if type(value.value) in (int, str) else value
-            return str(value) if type(value) in (int, str) and self.plain_key else self._key_form(self.key[0], value)
+            if type(value) is Loaded and type(value.value) is self._texted_type:
+                return str(value.value)
+            return self._key_form(self.key[0], value)
         if not self.key:
             return "*"
         forms = [self._key_value(name, values.get(name)) for name in self.key]

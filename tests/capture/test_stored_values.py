@@ -32,6 +32,11 @@ class Number(enum.IntEnum):
     X = 7
 
 
+class Cents(sa.TypeDecorator[Decimal]):
+    impl = sa.Numeric(10, 2)
+    cache_ok = True
+
+
 SUMMER = dt.datetime(2026, 7, 1, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
 NEAR: dict[str, tuple[Any, list[Any]]] = {
     "text": (sa.String(20), [Word.A, NewWord.A, "x"]),
@@ -48,6 +53,31 @@ ON_POSTGRESQL: dict[str, tuple[Any, list[Any]]] = {
     "single": (sa.REAL(), [0.1, 1]),
     "range": (postgresql.INT4RANGE(), [postgresql.Range(1, 4, bounds="[]")]),
     "cents": (sa.Numeric(10, 2, asdecimal=False), [1.005, 2]),
+    "thousands": (sa.Numeric(10, -2), [Decimal(1234), Decimal(0), 5]),
+    "interval": (sa.Interval(second_precision=2), [dt.timedelta(seconds=1.239)]),
+    "numerics": (sa.ARRAY(sa.Numeric(10, 2)), [[Decimal("1.005")]]),
+    "decorated": (sa.ARRAY(Cents()), [[Decimal("1.005")]]),
+    "times": (sa.ARRAY(postgresql.TIMESTAMP(precision=0)), [[dt.datetime(2026, 1, 1, 1, 1, 1, 600000)]]),
+    "singles": (sa.ARRAY(sa.REAL()), [[1.1]]),
+    "domain": (postgresql.DOMAIN("cents", sa.Numeric(10, 2)), [Decimal("1.005")]),
+    "no_range": (postgresql.NUMRANGE(), [postgresql.Range(Decimal(5), Decimal(5), bounds=bounds) for bounds in ("()", "[]")]),
+    "ranges": (postgresql.NUMMULTIRANGE(), [[postgresql.Range(Decimal(1), Decimal(3)), postgresql.Range(Decimal(2), Decimal(4))]]),
+    "lexemes": (postgresql.TSVECTOR(), ["b a"]),
+    "path": (postgresql.JSONPATH(), ["$.a"]),
+}
+UNLIKE: dict[str, tuple[Any, list[Any]]] = {
+    "text": (sa.String(20), [True, dt.date(2026, 1, 2)]),
+    "int": (sa.Integer(), ["007", " +7 "]),
+    "float": (sa.Float(), ["1.5"]),
+    "numeric": (sa.Numeric(10, 2), ["1.5", " 1.239", 3]),
+}
+"""asyncpg refuses them."""
+UNLIKE_ON: dict[str, dict[str, tuple[Any, list[Any]]]] = {
+    "sqlite": {"number": (sa.Integer(), ["7.0", "1e3", "7_0", "\u0667", "1.5", str(2**63 - 1), str(2**63), "1e400", "1" * 5000])},
+    "postgresql": {
+        "word": (sa.String(40), [uuid.UUID(int=5), Decimal("1E+2"), 5]),
+        "date": (sa.Date(), ["2026-05-06", "2026-5-6"]),
+    },
 }
 KEYS: dict[str, tuple[Any, list[Any]]] = {
     **NEAR,
@@ -133,6 +163,24 @@ def test_what_is_stored(driver: str, request: pytest.FixtureRequest) -> None:
             assert len({repr(one) for _, one in found}) == 1, (name, value, found)
 
 
+@pytest.mark.parametrize("driver", [driver for driver in DRIVERS if "asyncpg" not in driver])
+@pytest.mark.filterwarnings("ignore:The default date adapter")
+def test_values_of_another_kind(driver: str, request: pytest.FixtureRequest) -> None:
+    """A parameter tells what the database makes of text in a column of numbers, and of others in text."""
+    url = url_of(driver, request)
+    for name, (kind, values) in {**UNLIKE, **UNLIKE_ON[driver.partition("+")[0]]}.items():
+        table = a_table("v_" + name, kind)
+        for value, found in zip(values, events(url, table, values), strict=True):
+            assert len({repr(one) for _, one in found}) == 1, (name, value, found)
+
+
+@pytest.mark.parametrize("driver", [driver for driver in DRIVERS if "asyncpg" not in driver])
+def test_one_key_of_numbers_that_are_written_as_text(driver: str, request: pytest.FixtureRequest) -> None:
+    """Alone, and among others in a key."""
+    for found in events(url_of(driver, request), a_table("keys", sa.Integer()), UNLIKE["int"][1]):
+        assert {key for key, _ in found} == {"7"}
+
+
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_one_key(driver: str, request: pytest.FixtureRequest) -> None:
     """The key of a row is the same for whoever writes it: its events keep their order by that."""
@@ -143,6 +191,8 @@ def test_one_key(driver: str, request: pytest.FixtureRequest) -> None:
         table = a_table("keys", kind)
         for value, found in zip(values, events(url, table, values), strict=True):
             assert len({key for key, _ in found}) == 1, (name, value, found)
+
+
 def test_a_serializer_that_makes_bytes(stage: Stage) -> None:
     """As those do that are fast."""
     stage.engine.dispose()
