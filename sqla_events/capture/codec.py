@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -9,7 +10,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
 from .. import encoding
@@ -17,7 +18,7 @@ from ..errors import CaptureError, ConfigError, EventError
 from .column import REDACTED, SQL_NULL, ColumnCodec, Form, Loaded, as_it_is
 from .kept import ByIdentity
 from .replacing import Replacing
-from .stored import Rounder, is_spelled
+from .stored import Rounder, is_moment, is_spelled, moment
 
 UNENCODABLE = "[unencodable]"
 
@@ -76,6 +77,8 @@ class TableCodec:
         self.spelled = any(is_spelled(codec.kind, dialect) for codec in self.key_codecs.values())
         """Only the database knows how the key of a row is written that a statement names."""
         self.dialect = dialect
+        self.zoned = self._zoned()
+        """Keys of columns of moments, where the key has one: the row would have several keys."""
         self._kinds: dict[str, TypeEngine[Any]] = {}
         self.plain_key = all(codec.plain_key for codec in self.key_codecs.values())
         self.sole, self.sole_type = self._natural_key()
@@ -118,6 +121,19 @@ class TableCodec:
         codec = self.columns.get(name)
         return name, codec.plain if codec is not None and codec.plain_key and codec.name == name else None
 
+    def _zoned(self) -> tuple[str, ...]:
+        columns = {**self.columns, **self.key_codecs}
+        found = tuple(key for key, codec in columns.items() if is_moment(codec.kind, self.dialect))
+        return found if not self.key_codecs.keys().isdisjoint(found) else ()
+
+    def moments(self, values: dict[str, Any], connection: Connection) -> dict[str, Any]:
+        """The same row, or its key, with the moment that each time is which has been bound without a zone."""
+        for key in values.keys() & self.zoned:
+            level = self.level(key, values[key])
+            if isinstance(level, dt.datetime) and level.tzinfo is None:
+                values = {**values, key: Loaded(moment(level, connection))}
+        return values
+
     def _text_key(self) -> tuple[str, type | None]:
         """Text that is bound to a number is none: the database may write it in another way (007)."""
         name = self.key[0] if len(self.key) == 1 and self.plain_key else ""
@@ -136,10 +152,10 @@ class TableCodec:
         return codec is not None and codec.narrows
 
     def level(self, key: str, value: Any) -> Any:
-        """A value of the primary key at the level of the SQL type, wherever it came from."""
+        """A value at the level of the SQL type, wherever it came from."""
         if type(value) is Loaded:
             return value.value
-        bind = self.key_codecs[key].bind
+        bind = (self.key_codecs.get(key) or self.columns[key]).bind
         return value if bind is None else bind(value)
 
     def side(self, values: dict[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:

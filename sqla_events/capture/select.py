@@ -140,7 +140,7 @@ def _done(
     names = tuple(dict.fromkeys((*codec.key, *given)))
     wanted = [tuple(key.values()) for key in keys]
     there = {codec.key_text(row): row for row in matching(connection, plan, codec, codec.key, wanted, names, bound=True)}
-    found = [there.get(codec.key_text(key)) for key in keys]
+    found = [there.get(codec.key_text(codec.moments(dict(key), connection))) for key in keys]
     if sum(row is not None for row in found) != count:
         found = [row if row is not None and _is_as_given(codec, row, one, given) else None for row, one in zip(found, sets, strict=True)]
     return [row is not None for row in found]

@@ -14,13 +14,14 @@ import math
 import operator
 import re
 import uuid
+import zoneinfo
 from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import Connection, Dialect
 
 from .. import encoding
 
@@ -306,3 +307,20 @@ def _naive(value: Any) -> Any:
     """SQLite keeps no offset."""
     return value.replace(tzinfo=None) if isinstance(value, (dt.datetime, dt.time)) else value
 
+
+def is_moment(kind: Any, dialect: Dialect) -> bool:
+    """Whether a column has moments, also where a time without a zone is bound: a ``timestamptz``."""
+    return dialect.name == "postgresql" and isinstance(kind, sa.DateTime) and kind.timezone
+
+
+def moment(value: dt.datetime, connection: Connection) -> dt.datetime:
+    """Which one such a time is: asyncpg takes it for one of this process, PostgreSQL for one of the session's zone."""
+    info = getattr(connection.connection.driver_connection, "info", None)
+    try:
+        if connection.dialect.driver == "asyncpg":
+            return value.astimezone()
+        zone = zoneinfo.ZoneInfo("" if info is None else info.parameter_status("TimeZone"))
+    except (ValueError, OverflowError, OSError, zoneinfo.ZoneInfoNotFoundError):  # a year that is none, '<+03>-03'
+        return value
+    times = [value.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
+    return max(times, key=dt.datetime.timestamp)  # as PostgreSQL takes a time that is there twice, or is left out

@@ -6,7 +6,9 @@ import asyncio
 import datetime as dt
 import enum
 import json
+import time
 import uuid
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -85,6 +87,7 @@ KEYS: dict[str, tuple[Any, list[Any]]] = {
     "moment": (sa.DateTime(timezone=True), [SUMMER]),
     "text_ref": (sa.Uuid(as_uuid=False), [str(uuid.UUID(int=11)).upper(), uuid.UUID(int=12).hex]),
     "tiny": (sa.Numeric(12, 9), [Decimal("1E-7")]),
+    "naive": (sa.DateTime(timezone=True), [dt.datetime(2026, 5, 6, 7, 8)]),
     "color": (sa.Enum(NewWord, values_callable=lambda kind: [one.value for one in kind], name="newword"), ["new"]),
 }
 DRIVERS = ["sqlite", "sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"]
@@ -179,6 +182,35 @@ def test_one_key_of_numbers_that_are_written_as_text(driver: str, request: pytes
     """Alone, and among others in a key."""
     for found in events(url_of(driver, request), a_table("keys", sa.Integer()), UNLIKE["int"][1]):
         assert {key for key, _ in found} == {"7"}
+
+
+ZONE = "America/New_York"
+WITHOUT_A_ZONE = {"2026-03-08T02:30": "2026-03-08T07:30", "2026-11-01T01:30": "2026-11-01T06:30", "2026-07-01T12:00": "2026-07-01T16:00"}
+"""Local times that are left out, there twice, and there once; in UTC, as PostgreSQL has them."""
+
+
+@pytest.fixture
+def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", ZONE)
+    monkeypatch.setenv("PGTZ", ZONE)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_new_york")
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+asyncpg"])
+def test_one_key_of_times_without_a_zone(driver: str, request: pytest.FixtureRequest) -> None:
+    """The moment that they are: psycopg leaves them to the zone of the session, asyncpg to that of the process."""
+    times = list(WITHOUT_A_ZONE)[2 if "asyncpg" in driver else 0 :]
+    table = a_table("keys", sa.DateTime(timezone=True))
+    told = events(url_of(driver, request), table, [dt.datetime.fromisoformat(one) for one in times])
+    for one, found in zip(times, told, strict=True):
+        assert {key for key, _ in found} == {WITHOUT_A_ZONE[one] + ":00+00:00"}
+        assert {dt.datetime.fromisoformat(value).astimezone(dt.UTC) for _, value in found} == {
+            dt.datetime.fromisoformat(WITHOUT_A_ZONE[one] + "+00:00")
+        }
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
