@@ -186,10 +186,10 @@ class Cascades:
         self, connection: Connection, plan: Plan, reached: Reached, written: Sequence[Row], missed: OnMissed
     ) -> Iterator[tuple[Plan, list[Row]]]:
         """What has become of the rows that were reached: a plan and its rows, some at a time; of a DELETE the farthest first."""
-        own = {str(plan.codec.key_text(row.key)) for row in written}
+        own = {str(plan.codec.key_text(plan.codec.moments(row.key, connection))) for row in written}
         if plan.codec.key and not plan.moves_key and own - reached.parents.rows.keys():
             missed(plan, "a row that appeared while its cascades were read")
-        pairs = _pairs(plan, reached.parents, written)
+        pairs = _pairs(connection, plan, reached.parents, written)
         if plan.moves_key and len(written) > 1 and not pairs and any(map(self._moves, reached.links)):
             missed(plan, "a change of several keys at once, which other rows' keys follow,")
         moved = self._moved(connection, plan, reached, own, pairs)
@@ -322,13 +322,13 @@ def _tuple(row: Values, names: Sequence[str]) -> tuple[Any, ...]:
     return tuple([row[name].value for name in names])
 
 
-def _pairs(plan: Plan, parents: Held, written: Sequence[Row]) -> _Pairs:
+def _pairs(connection: Connection, plan: Plan, parents: Held, written: Sequence[Row]) -> _Pairs:
     """The statement's rows before and after it. Where keys moved and nobody tells which: only if it is just one."""
     if len(written) == 2 and [row.verb for row in written] == ["delete", "create"]:
         gone, come = written
         written = [Row(gone.key, None, come.after)]
     alone = next(iter(parents.rows)) if not plan.codec.key and len(parents.rows) == len(written) == 1 else None
-    keys = [alone or str(plan.codec.key_text(row.key)) for row in written]
+    keys = [alone or str(plan.codec.key_text(plan.codec.moments(row.key, connection))) for row in written]
     known = [(parents.values(key), row.after) for key, row in zip(keys, written, strict=True) if row.after and key in parents.rows]
     return [(before, before | _loaded(plan.codec, after)) for before, after in known]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
@@ -9,7 +10,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
 from .. import encoding
@@ -17,7 +18,7 @@ from ..errors import CaptureError, ConfigError, EventError
 from .column import REDACTED, SQL_NULL, ColumnCodec, Form, Loaded, as_it_is
 from .kept import ByIdentity
 from .replacing import Replacing
-from .stored import Rounder, is_spelled
+from .stored import Rounder, is_moment, is_spelled, moment
 
 UNENCODABLE = "[unencodable]"
 
@@ -76,12 +77,14 @@ class TableCodec:
         self.spelled = any(is_spelled(codec.kind, dialect) for codec in self.key_codecs.values())
         """Only the database knows how the key of a row is written that a statement names."""
         self.dialect = dialect
+        self.zoned = self._zoned()
+        """Keys of columns of moments, where the key has one: the row would have several keys."""
         self._kinds: dict[str, TypeEngine[Any]] = {}
         self.plain_key = all(codec.plain_key for codec in self.key_codecs.values())
         self.sole, self.sole_type = self._natural_key()
         """The one column of a key, and the type of the values with which it is its own JSON object."""
-        self._texted = self.key[0] if len(self.key) == 1 and self.plain_key else ""
-        """The one column of a key whose values are its text; empty where they are not."""
+        self._texted, self._texted_type = self._text_key()
+        """The one column of a key whose values of this type are its text; empty where they are not."""
         self._rounded = [(key, one.rounder) for key, one in self.columns.items() if one.rounder is not None and one.plain is Decimal]
         self._names: dict[Any, tuple[tuple[str, ...], tuple[tuple[str, Rounder], ...]]] = {}
         """Of keys and the types of their values, where each value goes into the JSON as it is: the columns' names, none
@@ -103,7 +106,7 @@ class TableCodec:
         self.codes = _codes(self.columns.values())
         self.usual_types = encoding.dumps(self.codes) if self.codes else None
         """The sidecar's text."""
-        self.decimals = any(one.plain is Decimal and (one.rounder is None or one.rounder.small) for one in self.columns.values())
+        self.decimals = any(one.plain is Decimal and (one.rounder is None or one.rounder.exponents) for one in self.columns.values())
         """Some go into the JSON as they are: the encoder's form is ours where it has no exponent."""
 
     def writes(self, shape: Any) -> bool:
@@ -122,6 +125,24 @@ class TableCodec:
         """Whether these values are the key as objects have it, and no other form that the database takes for it."""
         return all(self.key_codecs[name].is_told_by(value) for name, value in zip(self.key, key, strict=True))
 
+    def _zoned(self) -> tuple[str, ...]:
+        columns = {**self.columns, **self.key_codecs}
+        found = tuple(key for key, codec in columns.items() if is_moment(codec.kind, self.dialect))
+        return found if not self.key_codecs.keys().isdisjoint(found) else ()
+
+    def moments(self, values: dict[str, Any], connection: Connection) -> dict[str, Any]:
+        """The same row, or its key, with the moment that each time is which has been bound without a zone."""
+        for key in values.keys() & self.zoned:
+            level = self.level(key, values[key])
+            if isinstance(level, dt.datetime) and level.tzinfo is None:
+                values = {**values, key: Loaded(moment(level, connection))}
+        return values
+
+    def _text_key(self) -> tuple[str, type | None]:
+        """Text that is bound to a number is none: the database may write it in another way (007)."""
+        name = self.key[0] if len(self.key) == 1 and self.plain_key else ""
+        return name, self.key_codecs[name].expected if name else None
+
     def kind(self, key: str) -> TypeEngine[Any]:
         """The SQL type of a column, seen or hidden: the level of an event's values."""
         if key not in self._kinds:
@@ -135,10 +156,10 @@ class TableCodec:
         return codec is not None and codec.narrows
 
     def level(self, key: str, value: Any) -> Any:
-        """A value of the primary key at the level of the SQL type, wherever it came from."""
+        """A value at the level of the SQL type, wherever it came from."""
         if type(value) is Loaded:
             return value.value
-        bind = self.key_codecs[key].bind
+        bind = (self.key_codecs.get(key) or self.columns[key]).bind
         return value if bind is None else bind(value)
 
     def side(self, values: dict[str, Any], where: str, types: encoding.Types) -> dict[str, Any]:
@@ -247,13 +268,13 @@ class TableCodec:
     def key_text(self, values: Mapping[str, Any]) -> str | None:
         """The primary key as text: one column as it is, several as a JSON array; ``*`` for a table without one."""
         value = values.get(self._texted)
-        if type(value) is int or type(value) is str:
+        if type(value) is self._texted_type:
             return str(value)
         if len(self.key) == 1:
             value = values.get(self.key[0])
-            if type(value) is Loaded and self.plain_key:
-                value = value.value if type(value.value) in (int, str) else value
-            return str(value) if type(value) in (int, str) and self.plain_key else self._key_form(self.key[0], value)
+            if type(value) is Loaded and type(value.value) is self._texted_type:
+                return str(value.value)
+            return self._key_form(self.key[0], value)
         if not self.key:
             return "*"
         forms = [self._key_value(name, values.get(name)) for name in self.key]

@@ -61,7 +61,7 @@ class ColumnCodec:
         self.bind, kind = _binder(column.type, dialect)
         self.kind = kind
         self.is_json = isinstance(kind, sa.JSON)
-        self.dumps: Callable[[Any], str] = getattr(dialect, "_json_serializer", None) or json.dumps
+        self.dumps: Callable[[Any], str | bytes] = getattr(dialect, "_json_serializer", None) or json.dumps
         self.as_text = self.is_json and dialect.name == "postgresql"
         """What comes back from the database is asked for as text: drivers make None of a JSON null and of NULL."""
         self._impl = kind.dialect_impl(dialect)
@@ -165,7 +165,8 @@ class ColumnCodec:
             return None
         if value is None or isinstance(value, sa.sql.elements.Null):  # a parameter that JSON takes for NULL
             return None
-        return _strict(str(value) if type(value) is JsonText else self.dumps(value), pointer, types)
+        text = str(value) if type(value) is JsonText else self.dumps(value)
+        return _strict(text if isinstance(text, str) else text.decode(), pointer, types)
 
     def unbinder(self) -> Form | None:
         """What makes of a parameter, as the driver gets it, the value that the database stores; None if nothing does.
@@ -296,7 +297,7 @@ SQL_NULL = _SqlNull()
 def _binder(kind: TypeEngine[Any], dialect: Dialect) -> tuple[Form | None, TypeEngine[Any]]:
     """What brings a bound value to the level of the SQL type, and that type."""
     steps: list[Form] = []
-    kind = kind._variant_mapping.get(dialect.name, kind)
+    kind = _of_dialect(kind, dialect)
     while isinstance(kind, TypeDecorator):
         if isinstance(kind, PickleType):
             return _chain([*steps, _pickled(kind)]), sa.LargeBinary()
@@ -305,8 +306,12 @@ def _binder(kind: TypeEngine[Any], dialect: Dialect) -> tuple[Form | None, TypeE
         if type(kind).process_bind_param is not TypeDecorator.process_bind_param:
             steps.append(_processed(kind, dialect))
         own = type(kind).load_dialect_impl is not TypeDecorator.load_dialect_impl
-        kind = kind.load_dialect_impl(dialect) if own else kind.impl_instance
+        kind = _of_dialect(kind.load_dialect_impl(dialect) if own else kind.impl_instance, dialect)
     return _chain(steps), kind
+
+
+def _of_dialect(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
+    return kind._variant_mapping.get(dialect.name, kind)
 
 
 def _pickled(kind: PickleType) -> Form:

@@ -58,6 +58,8 @@ class Maker:
             return None
         if plan.translate is not None or plan.context is None:
             schema = self._schema(plan, connection)
+        if codec.zoned:
+            row = _at_moments(codec, row, connection)
         payload, types = self._payload(codec, row, verb, None if plan.cause is None else self._cause(connection, plan.cause))
         head = said.heads.get((codec, schema, verb)) or self._head(said, codec, schema, verb)
         return an_id(), codec.key_text(row.key), payload, _joined(types, said.special) if said.special else types, head
@@ -71,6 +73,8 @@ class Maker:
         schema = self._schema(plan, connection)
         cause = None if plan.cause is None else self._cause(connection, plan.cause)
         usual, codec, special, made = plan.shape.verb, plan.codec, said.special, []
+        if codec.zoned:
+            rows = [_at_moments(codec, row, connection) for row in rows]
         for new_id, row in zip(ids(len(rows)), rows, strict=True):
             verb = row.verb or usual
             if verb in codec.operations:
@@ -157,6 +161,11 @@ class Maker:
             )
         names = sorted({name for side in ("before", "after") for name in payload.get(side, {})})
         return _encode({"key": payload["key"], "truncated": names})
+
+
+def _at_moments(codec: TableCodec, row: Row, connection: Connection) -> Row:
+    before, after = (None if side is None else codec.moments(side, connection) for side in (row.before, row.after))
+    return msgspec.structs.replace(row, key=codec.moments(row.key, connection), before=before, after=after)
 
 
 def an_id() -> str:

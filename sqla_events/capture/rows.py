@@ -210,10 +210,11 @@ def matched(plan: Plan, context: Any) -> Sequence[Mapping[str, Any]] | None:
 
 def _answered(plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows that came back are in the order of the sets; those that have none are missing."""
-    found, candidates = [], iter(sets)
+    found, candidates, connection = [], iter(sets), plan.context.root_connection
     for row in plan.rode:
         wanted = plan.codec.key_text(row)
-        found.append(next(given for given in candidates if plan.codec.key_text(key_after(plan, given)) == wanted))
+        keys = ((given, plan.codec.moments(key_after(plan, given), connection)) for given in candidates)
+        found.append(next(given for given, key in keys if plan.codec.key_text(key) == wanted))
     return found
 
 

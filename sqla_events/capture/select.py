@@ -81,8 +81,14 @@ def matching(
     if lock and connection.dialect.name == "postgresql":
         query = query.with_for_update()
     for some in portions((one for one in dict.fromkeys(wanted) if None not in one), 500):
-        where = sides[0].in_([one[0] for one in some]) if len(sides) == 1 else sa.tuple_(*sides).in_(some)
-        yield from _rows(reader, names, _run(connection, plan, query.where(where), {}))
+        yield from _rows(reader, names, _run(connection, plan, query.where(_is_one_of(sides, some)), {}))
+
+
+def _is_one_of(sides: Sequence[Any], wanted: Sequence[tuple[Any, ...]]) -> Any:
+    """Whatever types the values have, they are bound as the columns are: of themselves all would be bound as the first is."""
+    side: Any = sides[0] if len(sides) == 1 else sa.tuple_(*sides)
+    values = [one[0] for one in wanted] if len(sides) == 1 else wanted
+    return side.in_(sa.bindparam("wanted", values, expanding=True, type_=side.type))
 
 
 def _columns(reader: TableCodec, source: Any, names: Sequence[str]) -> sa.Select[Any]:
@@ -145,7 +151,7 @@ def _done(
     names = tuple(dict.fromkeys((*codec.key, *given)))
     wanted = [tuple(key.values()) for key in keys]
     there = {codec.key_text(row): row for row in matching(connection, plan, codec, codec.key, wanted, names, bound=True)}
-    found = [there.get(codec.key_text(key)) for key in keys]
+    found = [there.get(codec.key_text(codec.moments(dict(key), connection))) for key in keys]
     if sum(row is not None for row in found) != count:
         found = [row if row is not None and _is_as_given(codec, row, one, given) else None for row, one in zip(found, sets, strict=True)]
     return [row is not None for row in found]

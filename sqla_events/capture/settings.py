@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..settings import BOOL, SIZE, TABLES, TEXT, TEXTS, Section, one_of, optional, setting
+from ..event_type import check_type, type_of
+from ..settings import BOOL, SIZE, TABLES, TEXTS, Kind, Section, one_of, optional, setting
+
+
+def _read_schema(value: Any) -> str:
+    check_type(type_of(value, "entity", "operation"))  # or nobody could read the events
+    return str(value)
+
+
+SCHEMA = Kind("the name of a schema, not empty", _read_schema)
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class CaptureSettings(Section):
         (),
         "Columns whose values are replaced by `[redacted]`, in the same form. Also by `Column(info={'sqla_events': 'redact'})`.",
     )
-    default_schema: str = setting(TEXT, "public", "The schema in the type of events on tables that name none.")
+    default_schema: str = setting(SCHEMA, "public", "The schema in the type of events on tables that name none.")
     old_values: str = setting(
         one_of("known", "always", "never"),
         "known",

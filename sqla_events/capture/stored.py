@@ -12,14 +12,18 @@ from __future__ import annotations
 import datetime as dt
 import math
 import operator
+import re
 import uuid
+import zoneinfo
 from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import Connection, Dialect
+
+from .. import encoding
 
 Form = Callable[[Any], Any]
 
@@ -28,12 +32,24 @@ def narrows(kind: Any, dialect: Dialect) -> bool:
     """Whether the database keeps less of a value than it is given, or writes it in another way, and only itself knows what."""
     if dialect.name != "postgresql":
         return False
+    if isinstance(kind, (sa.ARRAY, postgresql.DOMAIN)):
+        return _narrows_inside(kind.item_type if isinstance(kind, sa.ARRAY) else kind.data_type, dialect)
+    if isinstance(kind, sa.Interval):
+        return kind.second_precision is not None
     if isinstance(kind, (postgresql.TIMESTAMP, postgresql.TIME, postgresql.INTERVAL)):
         return kind.precision is not None or getattr(kind, "fields", None) is not None
     if isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float):
         return not kind.asdecimal and kind.precision is not None
     single = isinstance(kind, sa.REAL) or (isinstance(kind, sa.Float) and kind.precision is not None and kind.precision <= SINGLE)
     return single or isinstance(kind, _CANONICAL)
+
+
+def _narrows_inside(kind: Any, dialect: Dialect) -> bool:
+    """The same of a type within another, where no decimal is rounded."""
+    while isinstance(kind, sa.types.TypeDecorator) and not isinstance(kind, sa.Interval):
+        kind = kind.impl_instance
+    places = isinstance(kind, sa.Numeric) and not isinstance(kind, sa.Float) and kind.precision is not None
+    return places or narrows(kind, dialect)
 
 
 def replaces_null(column: sa.Column[Any], dialect: Dialect) -> bool:
@@ -62,8 +78,8 @@ SINGLE = 24
 """Binary digits up to which PostgreSQL's FLOAT is a REAL."""
 
 _CANONICAL = (
-    postgresql.INT4RANGE, postgresql.INT8RANGE, postgresql.DATERANGE,
-    postgresql.INT4MULTIRANGE, postgresql.INT8MULTIRANGE, postgresql.DATEMULTIRANGE,
+    postgresql.INT4RANGE, postgresql.INT8RANGE, postgresql.DATERANGE, postgresql.ranges.AbstractMultiRange,
+    postgresql.TSVECTOR, postgresql.TSQUERY, postgresql.JSONPATH,
 )  # fmt: skip
 
 
@@ -80,8 +96,8 @@ class Rounder:
 
     def __init__(self, scale: int, dialect: Dialect) -> None:
         self._scale = scale
-        self.small = scale > SMALL
-        """Some of its values are so small that Python writes them with an exponent."""
+        self.exponents = not 0 <= scale <= SMALL
+        """Python writes some of its values with an exponent."""
         self.quantum = Decimal(1).scaleb(-scale)
         self._round = self._by_float if dialect.name == "sqlite" else self._by_digits
 
@@ -116,13 +132,13 @@ def near(kind: Any, expected: type | None, dialect: Dialect) -> Form:
     """What is stored of a value that is not exactly of the expected type: one of that type, or the value itself."""
     if isinstance(kind, (sa.Float, sa.Numeric)) and expected is not Decimal:
         return _near_float_sqlite if dialect.name == "sqlite" else _near_float
-    if expected is int and dialect.name == "sqlite":
-        return _near_int_sqlite
+    if expected in (int, str) and dialect.name == "sqlite":
+        return _near_int_sqlite if expected is int else _near_text_sqlite
     if expected is Decimal and dialect.driver == "asyncpg":
         return _near_decimal_exactly
     if expected is dt.datetime and getattr(kind, "timezone", False) and dialect.name != "sqlite":
         return _itself  # a day has another beginning in each time zone
-    return _NEAR.get(expected, _itself)
+    return _near_range if isinstance(kind, postgresql.ranges.AbstractRange) else _NEAR.get(expected, _itself)
 
 
 def _itself(value: Any) -> Any:
@@ -132,7 +148,15 @@ def _itself(value: Any) -> Any:
 def _near_text(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
-    return str(value) if type(value) is int else value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if type(value) in (int, uuid.UUID, dt.date):
+        return str(value)
+    return encoding.decimal_text(value) if isinstance(value, Decimal) else value
+
+
+def _near_text_sqlite(value: Any) -> Any:
+    return str(int(value)) if isinstance(value, bool) else _near_text(value)
 
 
 def _near_int(value: Any) -> Any:
@@ -145,6 +169,8 @@ def _near_int(value: Any) -> Any:
 
 
 def _near_int_sqlite(value: Any) -> Any:
+    if isinstance(value, str):
+        return _number(value)
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
     return _near_index(value)
@@ -152,11 +178,26 @@ def _near_int_sqlite(value: Any) -> Any:
 
 def _near_index(value: Any) -> Any:
     if isinstance(value, str):
-        try:
-            return int(value)
-        except ValueError:
-            return value
+        return _read(int, value)
     return int(operator.index(value)) if hasattr(value, "__index__") else value
+
+
+def _number(text: str) -> Any:
+    """What SQLite makes of text in a column of numbers."""
+    if not _NUMBER.fullmatch(text):
+        return str.__str__(text)
+    number = float(text)
+    if not number.is_integer() or len(text) > MOST_DIGITS:
+        return number
+    whole = int(number) if _FRACTION.search(text) else int(text)
+    return whole if -(2**63) <= whole < 2**63 else number
+
+
+_NUMBER = re.compile(r"[ \t-\r]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t-\r]*")
+_FRACTION = re.compile("[.eE]")
+
+MOST_DIGITS = 1000
+"""Of a number that is looked at closely: Python refuses to read some thousands."""
 
 
 def _near_bool(value: Any) -> Any:
@@ -164,12 +205,22 @@ def _near_bool(value: Any) -> Any:
 
 
 def _near_float(value: Any) -> Any:
+    if isinstance(value, str):
+        return _read(float, value)
     return float(value) if hasattr(value, "__float__") else value
+
+
+def _read(parse: Callable[[str], Any], text: str) -> Any:
+    """The value that a text is; the text where only the database can read it."""
+    try:
+        return parse(text)
+    except (ValueError, InvalidOperation):
+        return text
 
 
 def _near_float_sqlite(value: Any) -> Any:
     """Which has no NaN."""
-    found = _near_float(value)
+    found = _near_float(_number(value) if isinstance(value, str) else value)
     return None if isinstance(found, float) and math.isnan(found) else found
 
 
@@ -185,11 +236,19 @@ def _near_decimal_exactly(value: Any) -> Any:
 def _near_number(value: Any) -> Any:
     if isinstance(value, Decimal):
         return Decimal(value)
+    if isinstance(value, str):
+        return _read(Decimal, value)
     return Decimal(operator.index(value)) if hasattr(value, "__index__") else value
 
 
 def _near_date(value: Any) -> Any:
+    if isinstance(value, str):
+        return _read(_date, value)
     return value.date() if isinstance(value, dt.datetime) and value.tzinfo is None else value
+
+
+def _date(text: str) -> dt.date:
+    return dt.datetime.strptime(text, "%Y-%m-%d").date()  # noqa: DTZ007 - a day has no zone
 
 
 def _near_datetime(value: Any) -> Any:
@@ -197,12 +256,14 @@ def _near_datetime(value: Any) -> Any:
 
 
 def _near_uuid(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return uuid.UUID(value)
-        except ValueError:
-            return value
-    return value
+    return _read(uuid.UUID, value) if isinstance(value, str) else value
+
+
+def _near_range(value: Any) -> Any:
+    """All ranges without anything in them are one."""
+    if not isinstance(value, postgresql.Range) or value.lower is None or value.lower != value.upper or value.bounds == "[]":
+        return value
+    return postgresql.Range(empty=True)
 
 
 _NEAR: dict[type | None, Form] = {
@@ -246,3 +307,20 @@ def _naive(value: Any) -> Any:
     """SQLite keeps no offset."""
     return value.replace(tzinfo=None) if isinstance(value, (dt.datetime, dt.time)) else value
 
+
+def is_moment(kind: Any, dialect: Dialect) -> bool:
+    """Whether a column has moments, also where a time without a zone is bound: a ``timestamptz``."""
+    return dialect.name == "postgresql" and isinstance(kind, sa.DateTime) and kind.timezone
+
+
+def moment(value: dt.datetime, connection: Connection) -> dt.datetime:
+    """Which one such a time is: asyncpg takes it for one of this process, PostgreSQL for one of the session's zone."""
+    info = getattr(connection.connection.driver_connection, "info", None)
+    try:
+        if connection.dialect.driver == "asyncpg":
+            return value.astimezone()
+        zone = zoneinfo.ZoneInfo("" if info is None else info.parameter_status("TimeZone"))
+    except (ValueError, OverflowError, OSError, zoneinfo.ZoneInfoNotFoundError):  # a year that is none, '<+03>-03'
+        return value
+    times = [value.replace(tzinfo=zone, fold=fold) for fold in (0, 1)]
+    return max(times, key=dt.datetime.timestamp)  # as PostgreSQL takes a time that is there twice, or is left out

@@ -152,8 +152,6 @@ def _values(table: sa.Table, values: Mapping[str, Any]) -> dict[Any, Any]:
 def _bound(table: sa.Table, name: str, value: Any) -> Any:
     if value is None:
         return sa.null()
-    if value is sa.JSON.NULL:
-        return sa.JSON.NULL
     return sa.bindparam(None, value, type_=table.columns[name].type)
 
 

@@ -16,9 +16,11 @@ from ..capture.column import ColumnCodec
 from ..capture.forms import Form, Parts, form_of, key_form, literal, member, object_of, special_types
 from ..capture.mapped import key_columns
 from ..capture.marks import PREFIX
+from ..capture.settings import SCHEMA
 from ..errors import ConfigError
 from ..event import type_of
 from ..schema import Names
+from ..settings import Rule
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Options:
     exclude_columns: tuple[str, ...] = ()
     redact_columns: tuple[str, ...] = ()
     default_schema: str = "public"
+
+    def __post_init__(self) -> None:
+        Rule(SCHEMA).read(self.default_schema, "default_schema")
 
 
 class Spec:

@@ -166,5 +166,7 @@ def test_what_cannot_be_made(empty_database_url: str) -> None:
     engine.dispose()
     with pytest.raises(ConfigError, match="event triggers are made on postgresql and sqlite"):
         triggers.sql(sa.Table("t", sa.MetaData(), sa.Column("id", sa.Integer)), "mysql+pymysql")
+    with pytest.raises(ConfigError, match="default_schema is ''; it must be the name of a schema, not empty"):
+        triggers.sql(sa.Table("t", sa.MetaData(), sa.Column("id", sa.Integer)), "postgresql", default_schema="")
     with pytest.raises(ConfigError, match="has no columns"):
         triggers.sql(sa.Table("t", sa.MetaData()), "postgresql")

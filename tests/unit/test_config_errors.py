@@ -56,6 +56,8 @@ def test_an_unknown_key(given: dict[str, Any], parts: list[str]) -> None:
         ({"shutdown_timeout": float("nan")}, "shutdown_timeout is nan", "seconds as a number"),
         ({"shutdown_timeout": float("inf")}, "shutdown_timeout is inf", "seconds as a number"),
         ({"retention": "0s"}, "retention is '0s'", "or null, at least 1"),
+        ({"capture": {"default_schema": ""}}, "capture.default_schema is ''", "the name of a schema, not empty"),
+        ({"capture": {"default_schema": None}}, "capture.default_schema is None", "the name of a schema, not empty"),
         ({"redis": {"port": 70000}}, "redis.port is 70000", "at least 1, at most 65535"),
         ({"redis": {"db": -1}}, "redis.db is -1", "at least 0"),
         ({"redis": "localhost"}, "redis is 'localhost'", "a mapping with keys of url, host"),
