@@ -147,9 +147,8 @@ class Capture:
                 return None
             # SQLAlchemy takes a transaction whose commit hook raised for over and gives its connection back as it is:
             # the next one to get it would commit our half.
-            if not connection.invalidated:
-                connection.dialect.do_rollback(connection.connection)
             buffer.clear()
+            commits.undo(connection)
             raise
         after = self._committing(buffer.written) if buffer.written.counts else None
         if not self._wants_ids:

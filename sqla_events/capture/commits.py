@@ -56,6 +56,26 @@ def after(connection: Connection, committed: Committed) -> None:
     connection._dbapi_connection.__dict__.setdefault(AFTER, []).append(committed)
 
 
+def broken_off(connection: Connection, error: BaseException) -> None:
+    """What we ask the driver has failed: if the task was cancelled, or the program interrupted, the driver may be amid a COPY still, and
+    nobody may get its connection. SQLAlchemy does the same after its own statements.
+    """
+    if not isinstance(error, Exception):
+        connection.invalidate(error)
+
+
+def undo(connection: Connection) -> None:
+    """Roll back where SQLAlchemy does not, as it takes the transaction for over."""
+    if connection.invalidated:
+        return
+    try:
+        connection.dialect.do_rollback(connection.connection)
+    except BaseException as error:
+        connection.invalidate(error)
+        if not isinstance(error, Exception):
+            raise
+
+
 # The dialect's functions --------------------------------------------------------------------------------------------
 
 
