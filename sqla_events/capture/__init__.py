@@ -77,6 +77,7 @@ class Capture:
         self._drain_at = 1 if isinstance(self._engine.pool, (StaticPool, SingletonThreadPool)) else DRAIN_AT
         self._installed = False
         self._checkin = partial(_finish)  # one of our own: listeners are told apart by their function
+        self._reset = partial(commits.abandoned)
 
     # Hooks -------------------------------------------------------------------------------------------------------
 
@@ -119,6 +120,8 @@ class Capture:
     @property
     def _around(self) -> list[tuple[Any, str, Any]]:
         hooks: list[tuple[Any, str, Any]] = [(self._engine, "checkin", self._checkin)] if self._wants_ids else []
+        if commits.commits_on_return(self._engine):
+            hooks.append((self._engine, "reset", self._reset))
         if self._settings.enable_read:
             hooks.append((Session, "loaded_as_persistent", self._read))
         return hooks
@@ -148,9 +151,8 @@ class Capture:
                 return None
             # SQLAlchemy takes a transaction whose commit hook raised for over and gives its connection back as it is:
             # the next one to get it would commit our half.
-            if not connection.invalidated:
-                connection.dialect.do_rollback(connection.connection)
             buffer.clear()
+            commits.undo(connection)
             raise
         after = self._committing(buffer.written) if buffer.written.counts else None
         if not self._wants_ids:

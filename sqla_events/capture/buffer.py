@@ -127,6 +127,11 @@ class Buffer(msgspec.Struct, eq=False):
         """Whether something is written that has no event: an error came in between, a listener's too, and was caught."""
         return self.written.lost or (bool(self.plans) and any(getattr(plan, "ran", False) for plan in self.plans))
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether a COMMIT now would be one without events."""
+        return bool(self.rows or self.plans or self.written.lost)
+
     def clear(self) -> None:
         """Forget everything: the transaction is over."""
         self.rows.clear()

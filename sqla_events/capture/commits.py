@@ -11,9 +11,12 @@ from functools import partial
 from typing import Any, Protocol
 from weakref import ref
 
-from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.pool import PoolResetState
+from sqlalchemy.pool.base import reset_commit
 
 from ..errors import CaptureError
+from ..signals import logger
 
 WRITTEN = "_sqla_events_written"
 """Of a proxy: what is to be done before its COMMIT, or after its ROLLBACK."""
@@ -41,6 +44,10 @@ class Clears(Protocol):
     def back_to(self, savepoint: str) -> None:
         """It is rolled back to a savepoint."""
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether there are events that are not in the log yet."""
+
 
 def before(connection: Connection, commit: Commit, buffer: Clears) -> None:
     """Call ``commit`` before the transaction commits, whether an event tells of it as well or not; or clear what it has."""
@@ -54,6 +61,26 @@ def before(connection: Connection, commit: Commit, buffer: Clears) -> None:
 def after(connection: Connection, committed: Committed) -> None:
     """Tell of the COMMIT that comes now, where an event told of it before the dialect did."""
     connection._dbapi_connection.__dict__.setdefault(AFTER, []).append(committed)
+
+
+def broken_off(connection: Connection, error: BaseException) -> None:
+    """What we ask the driver has failed: if the task was cancelled, or the program interrupted, the driver may be amid a COPY still, and
+    nobody may get its connection. SQLAlchemy does the same after its own statements.
+    """
+    if not isinstance(error, Exception):
+        connection.invalidate(error)
+
+
+def undo(connection: Connection) -> None:
+    """Roll back where SQLAlchemy does not, as it takes the transaction for over."""
+    if connection.invalidated:
+        return
+    try:
+        connection.dialect.do_rollback(connection.connection)
+    except BaseException as error:
+        connection.invalidate(error)
+        if not isinstance(error, Exception):
+            raise
 
 
 # The dialect's functions --------------------------------------------------------------------------------------------
@@ -93,8 +120,10 @@ def do_commit(dialect: Dialect, plain: Callable[[Any], None] | None, proxied: An
         _refuse(dialect, proxied)
     told: list[Committed] = []
     if WRITTEN in waiting:
-        for _, commit, reference in waiting[WRITTEN]:
-            if (connection := reference()) is not None and (committed := commit(connection)) is not None:
+        for buffer, commit, reference in waiting[WRITTEN]:
+            connection = reference()
+            committed = _unwritten(dialect, proxied, buffer) if connection is None else commit(connection)
+            if committed is not None:
                 told.append(committed)
         del waiting[WRITTEN]
     if AFTER in waiting:
@@ -156,6 +185,32 @@ def _refuse(dialect: Dialect, proxied: Any) -> None:
         f"somebody has set execution_ctx_cls of the {dialect.name} dialect while its engine is captured: this transaction may have "
         "writes that have no event, and is rolled back; set it before install_crud_hooks()"
     )
+
+
+def _unwritten(dialect: Dialect, proxied: Any, buffer: Clears) -> Committed | None:
+    """Of a Connection that is no more, while somebody holds its proxy."""
+    if buffer.unwritten:
+        dialect.do_rollback(proxied)
+        raise CaptureError(
+            "a Connection has been dropped amid its transaction, and its events with it: the transaction is rolled back; commit it, or "
+            "close the Connection"
+        )
+    return None
+
+
+def commits_on_return(engine: Engine) -> bool:
+    """Whether the engine's pool commits what is given back."""
+    return engine.pool._reset_on_return is reset_commit
+
+
+def abandoned(raw: Any, record: Any, state: PoolResetState) -> None:
+    """Before a pool commits what comes back to it: of a proxy that was dropped nobody knows what has an event."""
+    if state.asyncio_safe and (record.fairy_ref is None or record.fairy_ref() is None):
+        raw.rollback()
+        logger.error(
+            "a connection was dropped without being closed: what it has written and not committed is rolled back, whatever "
+            "pool_reset_on_return says, since its events are lost"
+        )
 
 
 _NOTHING: dict[str, Any] = {}

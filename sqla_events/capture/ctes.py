@@ -18,7 +18,7 @@ SQL that was changed since it was compiled) stays a reported gap.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ from .column import Loaded
 from .plan import Plan, moves, set_columns
 
 _NAME = re.compile(r'([\w$]+|"[^"]+") AS ')
+_PLACEHOLDER = re.compile(r"%%|%\(([^)]+?)\)s")
+"""What stands in the texts of CTEs until the whole statement is compiled, whatever the driver has."""
 _CALLERS = "sqla_events_rows"
 
 
@@ -80,11 +82,27 @@ def catch(context: Any, sql: str, outer: Plan | None, plan_of: Callable[[Any], P
 
 def _texts(context: Any) -> dict[Any, str]:
     """The CTEs as they are sent."""
-    ctes: dict[Any, str] = context.compiled.ctes
-    if not context.compiled.schema_translate_map:
-        return ctes
-    translate = context.execution_options.get("schema_translate_map", {})
-    return {cte: context.compiled.preparer._render_schema_translates(text, translate) for cte, text in ctes.items()}
+    compiled = context.compiled
+    ctes: dict[Any, str] = compiled.ctes
+    if compiled.positional:
+        placed = _numbered(compiled) if compiled._numeric_binds else dict.fromkeys(_bound(compiled, compiled.binds), "%s")
+        ctes = {cte: _PLACEHOLDER.sub(lambda found: placed.get(found[1], found[0]), text) for cte, text in ctes.items()}
+    if compiled.schema_translate_map:
+        translate = context.execution_options.get("schema_translate_map", {})
+        ctes = {cte: compiled.preparer._render_schema_translates(text, translate) for cte, text in ctes.items()}
+    return ctes
+
+
+def _numbered(compiled: Any) -> dict[str, str]:
+    """The placeholder of each parameter, as SQLAlchemy numbers those whose values do not become a part of the SQL."""
+    later = compiled.post_compile_params | compiled.literal_execute_params
+    names = [name for name in compiled.positiontup if compiled.binds[name] not in later]
+    return {name: f"{compiled._numeric_binds_identifier_char}{number}" for number, name in enumerate(_bound(compiled, names), 1)}
+
+
+def _bound(compiled: Any, names: Iterable[str]) -> list[str]:
+    """Names of parameters as they stand in the compiler's texts."""
+    return [compiled.escaped_bind_names.get(name, name) for name in names]
 
 
 def _plan(cte: Any, plan_of: Callable[[Any], Plan | None], context: Any) -> Plan | None:

@@ -122,7 +122,11 @@ class Listener:
         if quiet.told(context):
             return sql, parameters
         wake(connection)  # for a statement that was prepared before the hooks came
-        return self.before(connection, dbapi_cursor, sql, parameters, context, executemany)
+        try:
+            return self.before(connection, dbapi_cursor, sql, parameters, context, executemany)
+        except BaseException as error:  # SQLAlchemy 2.0 leaves it to its listeners
+            commits.broken_off(connection, error)
+            raise
 
     def before(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool

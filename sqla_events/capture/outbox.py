@@ -42,6 +42,7 @@ from sqlalchemy.util import await_only
 
 from ..errors import CaptureError
 from ..schema import Names, Tables
+from . import commits
 
 OWN = ("id", "key", "payload", "types")
 """What each event has of its own; the id as 32 hexadecimal digits."""
@@ -102,6 +103,9 @@ def write(connection: Connection, tables: Tables, rows: Sequence[Captured]) -> N
             f"events could not be written to {tables.names.qualified(tables.names.events)}: {error}; "
             "if the table is missing or outdated, run: sqla-events migrate URL"
         ) from error
+    except BaseException as error:
+        commits.broken_off(connection, error)
+        raise
     finally:
         _close(connection, cursor)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -9,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqla_events import EventFilter, install_crud_hooks
 from sqla_events.testing import apply, differences
 from tests.capture.conftest import Stage
-from tests.capture.model import Base
+from tests.capture.model import Base, Tag
 from tests.capture.test_write_paths import PATHS, Path
 
 DRIVERS = {"sqlite": ["sqlite+aiosqlite"], "postgresql": ["postgresql+asyncpg", "postgresql+psycopg"]}
@@ -66,3 +69,91 @@ async def test_which_of_many_sets_has_matched(stage: Stage) -> None:
             apply(copy, metadata, [event for event in events if event.operation != "delete"], check_before=True)
             assert differences(source, copy, metadata) == []
         assert [event.key for event in events if event.operation == "update"] == ["1", "4", "1"]
+
+
+BLOCKS = {
+    "the statement": "LOCK TABLE events IN ACCESS EXCLUSIVE MODE",
+    "its rows": "SELECT pg_advisory_xact_lock(77)",
+}
+"""What another transaction has to do so that the writing of events waits, as it begins and amid its data."""
+
+WAITS_FOR_ITS_ROWS = """
+CREATE FUNCTION wait_for_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END $$;
+CREATE TRIGGER wait_for_it BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION wait_for_it()"""
+
+
+@pytest.mark.parametrize("at", ["COMMIT", "SAVEPOINT"])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("rows", [1, 5, 900])
+async def test_a_task_that_is_cancelled_while_events_are_written(stage: Stage, rows: int, block: str, at: str) -> None:
+    """By an INSERT, by JSON, by COPY: whoever gets the connection next finds it in order, and nothing of it is committed."""
+    if stage.engine.dialect.name == "sqlite":
+        pytest.skip("nothing waits there in the event loop")
+    with stage.engine.begin() as connection:
+        connection.exec_driver_sql(WAITS_FOR_ITS_ROWS)
+    for driver in DRIVERS["postgresql"]:
+        engine = create_async_engine(stage.engine.url.set(drivername=driver), pool_size=1, max_overflow=0, pool_timeout=5)
+        broker = install_crud_hooks(engine, {"capture": {"carry": False}})
+        with stage.engine.begin() as other:
+            other.exec_driver_sql(BLOCKS[block])
+            await cancelled(asyncio.create_task(writing(engine, rows, at)), stage)
+        async with asyncio.timeout(20), engine.begin() as connection:
+            assert await connection.scalar(sa.select(sa.func.count()).select_from(Tag)) == 0
+            await connection.execute(sa.insert(Tag), {"id": 1, "name": "next"})
+        assert [event.key for event in await broker.list(EventFilter(limit=1000))] == ["1"]
+        broker.uninstall()
+        await engine.dispose()
+        with stage.engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM tags")
+            connection.exec_driver_sql("DELETE FROM events")
+
+
+async def writing(engine: Any, rows: int, at: str) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(sa.insert(Tag), [{"id": n, "name": "x" * 40} for n in range(rows)])
+        if at == "SAVEPOINT":
+            await connection.begin_nested()
+
+
+async def cancelled(task: asyncio.Task[None], stage: Stage) -> None:
+    async with asyncio.timeout(20):
+        with stage.engine.connect() as looking:
+            while not looking.scalar(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+                assert not task.done()
+                await asyncio.sleep(0.01)
+                looking.rollback()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_task_that_is_cancelled_amid_a_copy(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the server waits for data: psycopg's connection cannot even roll back then."""
+    if stage.engine.dialect.name == "sqlite":
+        pytest.skip("nothing waits there in the event loop")
+    import psycopg
+
+    there, plain = asyncio.Event(), psycopg.AsyncCopy.write
+
+    async def write(self: Any, buffer: Any) -> None:
+        there.set()
+        await asyncio.sleep(60)
+
+    async def finish(self: Any, error: Any = None) -> None:
+        """The second cancellation, or whatever keeps it from ending the COPY."""
+
+    monkeypatch.setattr(psycopg.AsyncCopy, "write", write)
+    monkeypatch.setattr(psycopg.AsyncCopy, "finish", finish)
+    engine = create_async_engine(stage.engine.url.set(drivername="postgresql+psycopg"), pool_size=1, max_overflow=0, pool_timeout=5)
+    broker = install_crud_hooks(engine, {})
+    task = asyncio.create_task(writing(engine, 900, "COMMIT"))
+    await there.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    monkeypatch.undo()
+    assert psycopg.AsyncCopy.write is plain
+    await writing(engine, 30, "COMMIT")
+    assert len(await broker.list(EventFilter(limit=1000))) == 30
+    broker.uninstall()
+    await engine.dispose()

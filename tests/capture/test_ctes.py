@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from sqla_events import EventFilter, install_crud_hooks
 from sqla_events.signals import Fact, Gap
+from sqla_events.testing import apply, differences
 from tests.capture.conftest import Stage
 from tests.capture.model import Base, Item, Seat, Tag
 
 tags, items, seats = Tag.__table__, Item.__table__, Seat.__table__
 
 
-@pytest.fixture
-def hooked(stage: Stage) -> tuple[Stage, list[Fact]]:
+@pytest.fixture(params=["pyformat", "format"])
+def hooked(stage: Stage, request: pytest.FixtureRequest) -> Iterator[tuple[Stage, list[Fact]]]:
+    """With each form that the driver has for parameters."""
     if stage.engine.dialect.name != "postgresql":
         pytest.skip("SQLite has no data-modifying CTEs")
     facts: list[Fact] = []
+    stage.engine = sa.create_engine(stage.engine.url, paramstyle=request.param)
     stage.hook().signals.subscribe(facts.append)
     with stage.session() as s:
         s.add_all([Tag(id=n, name=f"t{n}") for n in range(1, 6)])
         s.add_all([Item(id=n, count=n, label="x", doc={"n": n}) for n in range(1, 4)])
         s.commit()
     facts.clear()
-    return stage, facts
+    yield stage, facts
+    stage.engine.dispose()
 
 
 def gaps(facts: list[Fact]) -> list[Fact]:
@@ -52,6 +59,30 @@ def test_insert_update_and_delete(hooked: tuple[Stage, list[Fact]]) -> None:
     assert {event.after["count"] for event in found if event.operation == "update"} == {12, 13}
     assert "label" not in next(event for event in found if event.operation == "update").after
     assert gaps(facts) == []
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_through_asynchronous_drivers(stage: Stage, driver: str) -> None:
+    """Whose parameters are numbered, or not; some are used twice, and some are of the SELECT alone."""
+    if stage.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has no data-modifying CTEs")
+    engine = create_async_engine(stage.engine.url.set(drivername=f"postgresql+{driver}"))
+    broker = install_crud_hooks(engine, {"capture": {"on_gap": "raise"}})
+    odd = sa.bindparam("odd name (it is)", 2)
+    made = sa.insert(tags).values([{"id": 10, "name": "100 %"}, {"id": 11, "name": "%(id_1)s"}]).returning(tags.c.id).cte("made")
+    changed = sa.update(tags).where(tags.c.id == odd).values(name=sa.literal("%%") + tags.c.name).returning(tags.c.id, tags.c.name).cte("changed")
+    gone = sa.delete(tags).where(tags.c.id == odd + 1, tags.c.name == sa.bindparam("name")).cte("gone")
+    query = sa.select(changed.c.id + odd, changed.c.name).add_cte(gone, made).where(changed.c.id > sa.bindparam("least"))
+    async with engine.begin() as connection:
+        await connection.execute(sa.insert(tags), [{"id": n, "name": f"t{n}"} for n in range(1, 4)])
+        assert (await connection.execute(query, {"name": "t3", "least": 0})).all() == [(4, "%%t2")]
+    events = await broker.list(EventFilter(limit=1000))
+    broker.uninstall()
+    await engine.dispose()
+    assert sorted((event.operation, event.key) for event in events[3:]) == [("create", "10"), ("create", "11"), ("delete", "3"), ("update", "2")]
+    with stage.engine.connect() as source, stage.copy.begin() as copy:
+        apply(copy, Base.metadata, events, check_before=True)
+        assert differences(source, copy, Base.metadata) == []
 
 
 def test_a_select_that_finds_nothing(hooked: tuple[Stage, list[Fact]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -285,6 +286,33 @@ def test_a_pool_that_commits_what_comes_back(stage: Stage) -> None:
         broker.uninstall()
         engine.dispose()
     assert types(stage) == []
+
+
+@pytest.mark.parametrize("held", ["nothing", "the driver's connection"])
+def test_what_is_dropped_is_not_committed_by_the_pool(stage: Stage, held: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A Connection, or a session, that nobody has closed: its events are gone with it."""
+    stage.engine.dispose()
+    engine = stage.engine = sa.create_engine(stage.engine.url, pool_reset_on_return="commit")
+    stage.hook(carry=False)
+    connection = engine.connect()
+    connection.execute(TAGS.insert(), {"id": 1, "name": "a"})
+    proxied = connection.connection if held != "nothing" else None
+    del connection
+    gc.collect()
+    if proxied is not None:
+        proxied.close()
+        del proxied
+    session = Session(engine)
+    session.add(Tag(id=2, name="b"))
+    session.flush()
+    del session
+    gc.collect()
+    with engine.begin() as connection:
+        assert connection.execute(sa.select(TAGS.c.id)).all() == []
+        connection.execute(TAGS.insert(), {"id": 3, "name": "c"})
+    assert [event.key for event in stage.check()] == ["3"]
+    assert "dropped" in caplog.text
+    engine.dispose()
 
 
 def test_a_commit_that_fails_is_not_told(stage: Stage) -> None:
