@@ -52,8 +52,13 @@ class Captured:
         return any(known is table or known.metadata is beside for known in [*self._codecs, *self._readers])
 
     def is_named(self, schema: str | None, table: str) -> bool:
-        """Whether anything is captured of a table that is known by name only."""
-        return bool(self._chosen(schema, table, lambda choice, operation: choice.names(schema, table, operation)))
+        """Whether anything is captured of a table that is known by name only. SQLite's names have no case, and ``main`` is no schema."""
+        if self._dialect.name != "sqlite":
+            return self._has_name(schema, table, str)
+        return self._has_name(schema, table, str.lower) or (schema == "main" and self._has_name(None, table, str.lower))
+
+    def _has_name(self, schema: str | None, table: str, fold: Callable[[str], str]) -> bool:
+        return bool(self._chosen(schema, fold(table), lambda choice, operation: choice.names(schema, table, operation, fold)))
 
     def _operations(self, table: sa.Table) -> frozenset[str]:
         return self._chosen(table.schema, str(table.name), lambda choice, operation: choice.has(table, operation))

@@ -31,13 +31,17 @@ class Choice:
         """Whether an operation on the table is one of them."""
         return table in self._tables or self._matches(table.schema, str(table.name), operation)
 
-    def names(self, schema: str | None, table: str, operation: str) -> bool:
-        """The same of a table that is known by name only."""
-        return (schema or self._default_schema, table) in self._names or self._matches(schema, table, operation)
+    def names(self, schema: str | None, table: str, operation: str, fold: Callable[[str], str]) -> bool:
+        """The same of a table that is known by name only.
 
-    def _matches(self, schema: str | None, table: str, operation: str) -> bool:
-        full = f"{schema or self._default_schema}.{table}"
-        return any(fnmatchcase(full, one) or fnmatchcase(f"{full}.{operation}", one) for one in self._patterns)
+        :param fold: makes names equal that are so for the database.
+        """
+        name = fold(schema or self._default_schema), fold(table)
+        return name in {(fold(schema), fold(table)) for schema, table in self._names} or self._matches(schema, table, operation, fold)
+
+    def _matches(self, schema: str | None, table: str, operation: str, fold: Callable[[str], str] = str) -> bool:
+        full = fold(f"{schema or self._default_schema}.{table}")
+        return any(fnmatchcase(full, fold(one)) or fnmatchcase(f"{full}.{operation}", fold(one)) for one in self._patterns)
 
 
 def _tables_of(one: Any) -> list[sa.Table]:

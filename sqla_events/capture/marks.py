@@ -129,8 +129,8 @@ class Marks:
     # Statements that triggers write ------------------------------------------------------------------------------
 
     def tell(self, connection: Connection, table: str) -> bool:
-        """Text writes to a table: if it has a trigger, tell that who is writing; False if it has none."""
-        if table not in self.known:
+        """Text writes to a table: if it has a trigger, tell that who is writing; False if it has none. SQLite's names have no case."""
+        if table not in self.known and not (self._sqlite and table.lower() in {name.lower() for name in self.known}):
             return False
         about, buffer = context.current(), buffer_of(connection)
         if about != context.About() or buffer.told:
