@@ -87,7 +87,7 @@ class Buffer(msgspec.Struct, eq=False):
     """What was written to rows without taking note of it in their objects, by the unit of work, or by the database."""
     astray: set[Any] = set()
     """Tables whose rows were written past their objects, and nobody knows which: of old values only ``posted`` tells. Names of tables
-    that text has written.
+    that text has written, in lower case.
     """
     transaction: Any = _none
     """What tells the transaction that these are of, as long as it lives."""
@@ -152,14 +152,15 @@ class Buffer(msgspec.Struct, eq=False):
         self.posted.pop(table, None)
 
     def stray_named(self, name: str) -> None:
-        """The same, of tables of this name."""
+        """The same, of tables of this name, in whichever case: SQLite's names have none."""
+        name = name.lower()
         self.astray.add(name)
-        for table in [one for one in self.posted if one.name == name]:
+        for table in [one for one in self.posted if str(one.name).lower() == name]:
             del self.posted[table]
 
     def is_astray(self, table: Any) -> bool:
         """Whether rows of a table may have been written past their objects."""
-        return table in self.astray or str(table.name) in self.astray
+        return bool(self.astray) and (table in self.astray or str(table.name).lower() in self.astray)
 
     def doubt(self, table: Any) -> None:
         """A statement that objects take note of may have changed rows of which they do not know what they were."""

@@ -147,6 +147,21 @@ def test_what_only_reads_is_no_gap(stage: Stage) -> None:
     assert facts == []
 
 
+@pytest.mark.parametrize("name", ["TAGS", '"tags"', "Tags"])
+def test_old_values_after_text_that_spells_the_table_otherwise(stage: Stage, name: str) -> None:
+    """None is stale."""
+    stage.hook(on_gap="ignore")
+    with stage.session() as session:
+        session.add(Tag(id=1, name="a"))
+        session.commit()
+        tag = session.get_one(Tag, 1)
+        assert tag.name == "a"
+        session.execute(sa.text(f"UPDATE {name} SET name = 'text'"))
+        tag.name = "b"
+        session.commit()
+    assert [event.before for event in stage.events() if event.operation == "update"] == [{}]
+
+
 @pytest.mark.parametrize("sql", ["ROLLBACK", "/* a */ ABORT", "SELECT 1; ROLLBACK", "SELECT ';'; SELECT 1; abort work;", "ROLLBACK; BEGIN; SAVEPOINT x"])
 def test_a_rollback_wherever_it_stands(stage: Stage, sql: str) -> None:
     """Takes back the events of what it takes back."""
