@@ -208,7 +208,7 @@ def _truncated(found: list[str], at: int) -> Iterator[list[str]]:
 
 
 def _copied(found: list[str], at: int) -> list[str]:
-    name, end = _name(found, at)
+    name, end = _name(found, at + (found[at : at + 1] == ["binary"]))
     if found[end : end + 1] == ["("] and ")" in found[end:]:
         end = found.index(")", end) + 1
     return name if found[end : end + 1] == ["from"] else []
@@ -216,7 +216,7 @@ def _copied(found: list[str], at: int) -> list[str]:
 
 def _name(found: list[str], at: int) -> tuple[list[str], int]:
     """The parts of the name that stands there, and where it ends: ``ONLY (a.b)``, too."""
-    at += found[at : at + 1] in (["only"], ["binary"])
+    at += found[at : at + 1] == ["only"]
     bracket = found[at : at + 1] == ["("]
     at += bracket
     parts = found[at : at + 1]

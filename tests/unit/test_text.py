@@ -67,6 +67,7 @@ def test_what_is_written(sql: str, names: str, dialect: str) -> None:
         ("COPY (DELETE FROM items RETURNING *) TO '/dev/null'", "items"),
         ("COPY items (a, b) FROM STDIN", "items"),
         ("COPY items (a, b) TO STDOUT", ""),
+        ("COPY BINARY items FROM '/tmp/items'", "items"),
         ("TRUNCATE archive, ONLY items, b.c *, d CASCADE", "archive items b.c d"),
         ("TRUNCATE TABLE ONLY (items)", "items"),
         ("UPDATE ONLY (items) SET x = 1; DELETE FROM ONLY b", "items b"),
