@@ -195,4 +195,4 @@ class Hooked:
         if isinstance(fact, Gap):
             _report().gaps.append(f"{fact.reason}: {fact.statement}")
             if self.proof is not None:
-                self.proof.gaps.add(fact.table)
+                self.proof.gaps.add(fact.table.lower())

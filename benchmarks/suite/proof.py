@@ -127,7 +127,7 @@ class Proof:
         report.events += len(events)
         found = self._differences(after, events, written)
         for name, text in found:
-            (report.behind_gaps if name[1] in self.gaps else report.differences).append(text)
+            (report.behind_gaps if name[1].lower() in self.gaps else report.differences).append(text)
 
     def _differences(self, after: dict[Name, Counter[Any]], events: list[Event], written: set[Name] | None) -> list[tuple[Name, str]]:
         assert self._before is not None

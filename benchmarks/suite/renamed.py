@@ -22,7 +22,7 @@ KEY = "suite_renamed"
 
 def note(sql: str, table: str) -> tuple[str | None, str] | None:
     """Before the driver gets a statement that writes to ``table``: what that is called in it, if it is another name."""
-    written = None if _named(sql, table) else next(iter(gaps.writes(sql)), None)
+    written = None if _named(sql, table) else next(iter(gaps.writes(sql, "sqlite")), None)
     if written is not None:
         _current.set(About(metadata={KEY: {table: list(written[:2])}}))
         return written[:2]

@@ -268,7 +268,7 @@ class Capture:
 
     def _gap(self, schema: str | None, table: str, statement: str, reason: str) -> None:
         """A write that cannot be seen into; those to tables that are not captured, and to Alembic's, are nobody's loss."""
-        if table == "alembic_version" or not self._captured.operations(schema, table):
+        if table == "alembic_version" or not self._captured.is_named(schema, table):
             return
         self._signals.emit(Gap(statement[:1000], reason, table))
         message = f"{reason} writes to {table!r} and is not captured: {statement[:200]}"

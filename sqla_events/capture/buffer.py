@@ -62,7 +62,7 @@ class Written(msgspec.Struct, eq=False):
 
 
 Posted = dict[tuple[str | None, str], dict[tuple[Any, ...], dict[str, Any]]]
-"""Columns of rows, by the schema and name of their table, and by key."""
+"""Columns of rows, by the schema and name (in lower case) of their table, and by key."""
 
 MOST_STATES = 20_000
 """Objects that a transaction remembers before it looks for those that turned out not to have changed."""
@@ -76,7 +76,7 @@ def _copy(posted: Posted) -> Posted:
 
 
 def _place(table: Any) -> tuple[str | None, str]:
-    return table.schema, str(table.name)
+    return table.schema, str(table.name).lower()
 
 
 def _none() -> None:
@@ -96,7 +96,9 @@ class Buffer(msgspec.Struct, eq=False):
     posted: Posted = {}
     """What was written to rows without taking note of it in their objects, by the unit of work, or by the database."""
     astray: set[str] = set()
-    """Names of tables whose rows were written past their objects, and nobody knows which: of old values only ``posted`` tells."""
+    """Names, in lower case, of tables whose rows were written past their objects, and nobody knows which: of old values only
+    ``posted`` tells.
+    """
     transaction: Any = _none
     """What tells the transaction that these are of, as long as it lives."""
     proxied: Any = None
@@ -174,14 +176,15 @@ class Buffer(msgspec.Struct, eq=False):
         self.stray_named(str(table.name))
 
     def stray_named(self, name: str) -> None:
-        """The same, of tables of this name."""
+        """The same, of tables of this name, in whichever case: SQLite's names have none."""
+        name = name.lower()
         self.astray.add(name)
         for place in [one for one in self.posted if one[1] == name]:
             del self.posted[place]
 
     def is_astray(self, table: Any) -> bool:
         """Whether rows of a table may have been written past their objects."""
-        return str(table.name) in self.astray
+        return bool(self.astray) and str(table.name).lower() in self.astray
 
     def posted_of(self, table: Any) -> dict[tuple[Any, ...], dict[str, Any]]:
         """What is posted of a table's rows, by key."""
@@ -193,7 +196,7 @@ class Buffer(msgspec.Struct, eq=False):
         if len(rows) < MOST_POSTED or key in rows:
             rows[key] = values
         else:
-            self.astray.add(str(table.name))
+            self.astray.add(str(table.name).lower())
 
     def mark(self, savepoint: str) -> None:
         """A savepoint is made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -50,14 +51,25 @@ class Captured:
         beside = table.metadata if isinstance(part, sa.ForeignKeyConstraint) else None
         return any(known is table or known.metadata is beside for known in [*self._codecs, *self._readers])
 
-    def operations(self, schema: str | None, table: str) -> frozenset[str]:
-        """Those on a table that are captured."""
+    def is_named(self, schema: str | None, table: str) -> bool:
+        """Whether anything is captured of a table that is known by name only. SQLite's names have no case, and ``main`` is no schema."""
+        if self._dialect.name != "sqlite":
+            return bool(self.operations(schema, table))
+        return bool(self.operations(schema, table, str.lower) or (schema == "main" and self.operations(None, table, str.lower)))
+
+    def operations(self, schema: str | None, table: str, fold: Callable[[str], str] = str) -> frozenset[str]:
+        """Those on a table that are captured.
+
+        :param fold: makes names equal that are so for the database.
+        """
+        table = fold(table)
         if schema == self._names.schema and table in self._names.reserved:
             return frozenset()
         return frozenset(
             operation
             for operation in self._enabled
-            if not self._exclude.has(schema, table, operation) and (not self._include or self._include.has(schema, table, operation))
+            if not self._exclude.has(schema, table, operation, fold)
+            and (not self._include or self._include.has(schema, table, operation, fold))
         )
 
     def _operations(self, table: sa.Table) -> frozenset[str]:

@@ -27,11 +27,16 @@ class Choice:
     def __bool__(self) -> bool:
         return bool(self._patterns or self._names)
 
-    def has(self, schema: str | None, table: str, operation: str) -> bool:
-        """Whether an operation on a table is one of them; on any Table of that name."""
-        schema = schema or self._default_schema
-        full = f"{schema}.{table}", f"{schema}.{table}.{operation}"
-        return (schema, table) in self._names or any(fnmatchcase(name, one) for one in self._patterns for name in full)
+    def has(self, schema: str | None, table: str, operation: str, fold: Callable[[str], str]) -> bool:
+        """Whether an operation on a table is one of them; on any Table of that name.
+
+        :param fold: makes names equal that are so for the database.
+        """
+        schema, table = fold(schema or self._default_schema), fold(table)
+        names = f"{schema}.{table}", f"{schema}.{table}.{operation}"
+        return (schema, table) in {(fold(one), fold(other)) for one, other in self._names} or any(
+            fnmatchcase(name, fold(one)) for one in self._patterns for name in names
+        )
 
 
 def _tables_of(one: Any) -> list[sa.Table]:

@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container
-from functools import lru_cache
+from itertools import dropwhile
 from typing import Any
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql import dml
 
 from .plan import table_of, target_of, unwrapped
+from .text import read
 
 OnGap = Callable[[str | None, str, str, str], None]
 """(schema, table, statement, reason)"""
 
 OnText = Callable[[Connection, str, str | None], None]
-"""(connection, word, savepoint): see :func:`transaction_word`"""
-
-_NAME = r"(?:ONLY\s+)?([\w.\"`\[\]]+)"
-_LEAD = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
-_EXPLAIN = r"(?:EXPLAIN\s+(?:ANALY[ZS]E|\([^)]*ANALY[ZS]E[^)]*\))\s+(?:VERBOSE\s+)?)?"
-"""Which executes."""
-_TEXT = re.compile(
-    rf"{_LEAD}{_EXPLAIN}(?:INSERT\s+(?:OR\s+\w+\s+)?INTO|REPLACE\s+INTO|UPDATE(?:\s+OR\s+\w+)?|DELETE\s+FROM|MERGE\s+INTO"
-    rf"|TRUNCATE(?:\s+TABLE)?|COPY(?=\s+[^(\s]+(?:\s*\([^)]*\))?\s+FROM))\s+{_NAME}",
-    re.IGNORECASE | re.DOTALL,
-)
-_WITH = re.compile(rf"{_LEAD}WITH\b", re.IGNORECASE | re.DOTALL)
-_CTE = re.compile(
-    rf"{_LEAD}WITH\b.*?\b(?:INSERT\s+INTO|(?<!FOR )UPDATE|DELETE\s+FROM|MERGE\s+INTO)\s+{_NAME}",
-    re.IGNORECASE | re.DOTALL,
-)
+"""(connection, word, savepoint): see :class:`text.Text`"""
 
 
 def look(on_gap: OnGap, sql: str, context: Any, caught: Container[Any] = ()) -> None:
-    """Report what this execution writes beside the rows of its own statement, and of the CTEs that are caught."""
-    compiled = getattr(context, "compiled", None)
-    if ctes := getattr(compiled, "ctes", None):
-        for cte in ctes:
-            if cte not in caught and isinstance(cte.element, dml.UpdateBase) and (name := name_of(cte.element)) is not None:
-                on_gap(*name, sql, "a data-modifying CTE")
-    elif compiled is None or not (context.isinsert or context.isupdate or context.isdelete):
-        _look_at_text(on_gap, sql)
+    """Report what the CTEs of this execution write that are not caught."""
+    for cte in context.compiled.ctes:
+        if cte not in caught and isinstance(cte.element, dml.UpdateBase) and (name := name_of(cte.element)) is not None:
+            on_gap(*name, sql, "a data-modifying CTE")
 
 
 def look_at_target(on_gap: OnGap, element: Any, sql: str) -> None:
@@ -59,73 +40,32 @@ def name_of(statement: dml.UpdateBase) -> tuple[str | None, str] | None:
     return None if name is None else (getattr(target, "schema", None), str(name))
 
 
-_LITERAL = re.compile(r"'(?:[^']|'')*'")
-
-
-def _look_at_text(on_gap: OnGap, sql: str) -> None:
-    for schema, table, reason in writes(sql):
-        on_gap(schema, table, sql, reason)
-
-
-def writes(sql: str) -> list[tuple[str | None, str, str]]:
+def writes(sql: str, dialect: str) -> tuple[tuple[str | None, str, str], ...]:
     """Schema, table and reason of each write in a text."""
-    return _writes(sql) if len(sql) <= KEPT_LENGTH else _writes.__wrapped__(sql)
-
-
-KEPT_LENGTH = 10_000
-"""Characters of a statement up to which it is looked at once: a SELECT passes here each time that it is executed."""
-
-
-@lru_cache(maxsize=512)
-def _writes(sql: str) -> list[tuple[str | None, str, str]]:
-    found = []
-    for part in _LITERAL.sub("''", sql).split(";") if ";" in sql else (sql,):
-        match, reason = _TEXT.match(part), "text SQL"
-        if match is None and _WITH.match(part):
-            match, reason = _CTE.match(_LITERAL.sub("''", part)), "a data-modifying CTE"
-        if match:
-            schema, _, name = match[1].rpartition(".")
-            found.append((_bare(schema.rpartition(".")[2]) or None, _bare(name), reason))
-    return found
-
-
-def _bare(name: str) -> str:
-    return name.strip('"`[]')
-
-
-_TRANSACTION = re.compile(
-    rf"{_LEAD}(?:(SAVEPOINT)\s+(\S+)|(ROLLBACK)\s+(?:\w+\s+)?TO\s+(?:SAVEPOINT\s+)?(\S+)|(COMMIT|END|RELEASE|ROLLBACK)\b)",
-    re.IGNORECASE | re.DOTALL,
-)
+    return read(sql, dialect).writes
 
 
 BACK = ("rollback", "rollback_savepoint")
 
 
-def rolls_back(sql: str | None, context: Any) -> bool:
-    """Whether an execution is of a ROLLBACK or ROLLBACK TO as text."""
-    text = sql is not None and (context.compiled is None or context.is_text)
-    word = transaction_word(str(sql)) if text else None
-    return word is not None and word[0] in BACK
-
-
-def told(connection: Connection, sql: str, words: Container[str], on_text: OnText) -> None:
-    """Tell of a statement as text, if it is one of these."""
-    word = transaction_word(sql)
-    if word is not None and word[0] in words:
-        on_text(connection, *word)
-
-
-def transaction_word(sql: str) -> tuple[str, str | None] | None:
-    """SAVEPOINT, ROLLBACK TO, COMMIT, ROLLBACK and RELEASE (which may be SQLite's COMMIT) that somebody writes as text: the word, and
-    the savepoint's name.
+def may_have_rolled_back(sql: str | None, context: Any, of_driver: bool) -> bool:
+    """Whether an execution that has failed is of a ROLLBACK or ROLLBACK TO as text, and nobody knows whether it has run: it was a
+    listener who failed, or another statement of the text.
     """
-    match = _TRANSACTION.match(sql)
-    if match is None:
-        return None
-    savepoint, name, back, to, end = match.groups()
-    if savepoint:
-        return "savepoint", name
-    return ("rollback_savepoint", to) if back else ("rollback" if end.upper() == "ROLLBACK" else "commit", None)
+    if sql is None or not (context.compiled is None or context.is_text):
+        return False
+    text = read(str(sql), context.dialect.name)
+    return (text.several or not of_driver) and any(word in BACK for word, _ in text.words)
 
 
+def told_before(connection: Connection, sql: str, on_text: OnText) -> None:
+    """Tell of each SAVEPOINT and COMMIT of a text that is about to be executed."""
+    for word, name in read(sql, connection.dialect.name).words:
+        if word not in BACK:
+            on_text(connection, word, name)
+
+
+def told_after(connection: Connection, sql: str, on_text: OnText) -> None:
+    """Tell of each ROLLBACK of a text that has been executed, and of what came after it."""
+    for word, name in dropwhile(lambda one: one[0] not in BACK, read(sql, connection.dialect.name).words):
+        on_text(connection, word, name)

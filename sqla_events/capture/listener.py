@@ -136,7 +136,7 @@ class Listener:
         marks, known = self._marks, None if compiled is None else compiled.__dict__.get(KNOWN)
         if known is None and (compiled is None or context.is_text):
             marks.noticed(connection, sql)
-            gaps.told(connection, sql, ("savepoint", "commit"), self._on_text)
+            gaps.told_before(connection, sql, self._on_text)
         elif context.current_parameters is not None:
             return sql, parameters  # a sequence or an SQL default of what is to run, asked for beforehand
         if marks.changing:
@@ -162,11 +162,10 @@ class Listener:
             self._on_text(connection, word, context.compiled.statement.ident)
         if context is not None and getattr(context.compiled, "ctes", None):
             return self._with_ctes(connection, None, sql, context)
-        if written := gaps.writes(sql):
-            for _, name, _ in written:
-                buffer_of(connection).stray_named(name)
+        for schema, name, reason in gaps.writes(sql, connection.dialect.name):
+            buffer_of(connection).stray_named(name)
             if (on_gap := self._on_unseen(connection)) is not None:
-                gaps.look(on_gap, sql, context)
+                on_gap(schema, name, sql, reason)
         return sql
 
     def _on_unseen(self, connection: Connection) -> gaps.OnGap | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import lru_cache
 from typing import Any
 from weakref import WeakSet
@@ -26,6 +27,10 @@ _LOOK = {
     "WHERE t.tgname = 'sqla_events_insert' AND t.tgenabled <> 'D'",
     "sqlite": "SELECT tbl_name FROM sqlite_master WHERE type = 'trigger' AND sql LIKE '%/* sqla_events [%'",
 }
+
+
+_SWITCHED = re.compile(r"able\s+(?:always\s+|replica\s+)?trigger\s+(?:all|user)\b")
+"""ALTER TABLE … DISABLE TRIGGER ALL, and the like, in lower case."""
 
 
 @lru_cache(maxsize=4096)
@@ -76,8 +81,11 @@ class Marks:
         dbapi_connection.rollback()
 
     def noticed(self, connection: Connection, sql: str) -> None:
-        """Text or DDL is executed: it may make or drop triggers. Then every write looks until its transaction ends, and one after."""
-        if PREFIX in sql and "TRIGGER" in sql:
+        """Text or DDL is executed: it may make, drop or disable triggers. Then every write looks until its transaction ends, and one
+        after.
+        """
+        lower = sql.lower()
+        if "trigger" in lower and (PREFIX in lower or _SWITCHED.search(lower)):
             self._making.add(connection.get_transaction())
             self.changing = 2
             wake(connection)
@@ -129,8 +137,8 @@ class Marks:
     # Statements that triggers write ------------------------------------------------------------------------------
 
     def tell(self, connection: Connection, table: str) -> bool:
-        """Text writes to a table: if it has a trigger, tell that who is writing; False if it has none."""
-        if table not in self.known:
+        """Text writes to a table: if it has a trigger, tell that who is writing; False if it has none. SQLite's names have no case."""
+        if table not in self.known and not (self._sqlite and table.lower() in {name.lower() for name in self.known}):
             return False
         about, buffer = context.current(), buffer_of(connection)
         if about != context.About() or buffer.told:

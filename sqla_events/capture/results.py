@@ -107,7 +107,7 @@ class Results:
 
     def _after_other(self, connection: Connection, dbapi_cursor: Any, sql: str, context: Any) -> None:
         if context is None or context.compiled is None or context.is_text:
-            gaps.told(connection, sql, gaps.BACK, self._on_text)
+            gaps.told_after(connection, sql, self._on_text)
         elif context.execution_options.get(pipeline.WAITS):
             pipeline.settle(dbapi_cursor, connection.dialect)
 
@@ -240,8 +240,8 @@ class Results:
     def _give_up(self, connection: Connection, buffer: Buffer, context: Any, of_driver: bool) -> None:
         """The plans of an execution that has failed."""
         execution = context.execution_context
-        if not of_driver and buffer.written.counts and gaps.rolls_back(context.statement, execution):
-            buffer.written.lost = True  # a listener's error: nobody knows whether it has run
+        if buffer.written.counts and gaps.may_have_rolled_back(context.statement, execution, of_driver):
+            buffer.written.lost = True
         while (plan := buffer.plan_of(execution)) is not None:
             buffer.plans.pop()
             carry = getattr(plan, "carry", None)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from sqla_events import EventFilter, event_context, install_crud_hooks, triggers
+from sqla_events import CaptureError, EventFilter, event_context, install_crud_hooks, triggers
 from tests.capture.conftest import Stage
 from tests.capture.model import Seat, Tag
 from tests.capture.test_async import DRIVERS
@@ -101,6 +101,21 @@ def test_triggers_made_and_dropped_while_hooks_are_on(stage: Stage) -> None:
     assert found == [("create", "1"), ("create", "2"), ("create", "3"), ("delete", "2"), ("delete", "3"), ("create", "4")]
     if stage.engine.dialect.name == "sqlite":
         assert "event_guard" not in sa.inspect(stage.engine).get_table_names()
+
+
+def test_triggers_that_text_in_small_letters_takes_away(stage: Stage) -> None:
+    """Text that writes is a gap again."""
+    install(stage, Tag.__table__)
+    stage.hook(on_gap="raise")
+    with stage.engine.connect() as connection:
+        connection.execute(sa.text("INSERT INTO TAGS (id, name) VALUES (1, 'a')"))
+        drops = [f"drop trigger sqla_events_tags_{verb}" for verb in ("insert", "update", "delete")]
+        for sql in drops if stage.engine.dialect.name == "sqlite" else ["alter table tags disable trigger user"]:
+            connection.execute(sa.text(sql))
+        with pytest.raises(CaptureError, match="tags"):
+            connection.execute(sa.text("INSERT INTO tags (id, name) VALUES (2, 'a')"))
+        connection.commit()
+    assert [event.key for event in stage.check()] == ["1"]
 
 
 def test_triggers_made_by_ddl_of_the_metadata(stage: Stage) -> None:
