@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm.base import NO_VALUE, LoaderCallableStatus
 
+from ..errors import CaptureError
 from .buffer import Buffer
 from .codec import MAX_KINDS
 from .column import SQL_NULL, Loaded
@@ -206,7 +207,13 @@ def _answered(plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str
     found, candidates = [], iter(sets)
     for row in plan.rode:
         wanted = plan.codec.key_text(row)
-        found.append(next(given for given in candidates if plan.codec.key_text(key_after(plan, given)) == wanted))
+        one = next((given for given in candidates if plan.codec.key_text(key_after(plan, given)) == wanted), None)
+        if one is None:
+            raise CaptureError(
+                f"no set of parameters has the key {wanted} as the database tells it of a row of {plan.table.fullname}: "
+                "which of them have matched is not known; execute them one by one, or bind keys as the database has them"
+            )
+        found.append(one)
     return found
 
 
