@@ -59,7 +59,8 @@ def run(plan: Plan, cursor: Any, sql: str, parameters: Sequence[Any], context: A
         runner(cursor, sql, parameters, done)
     finally:
         context.cursor_fetch_strategy = strategies._NO_CURSOR_DML
-    if dialect.supports_sane_multi_rowcount and (not context.isinsert or dialect.name == "sqlite"):  # as the driver's executemany tells
+    told = not context.isinsert or dialect.name == "sqlite" or context.execution_options.get("preserve_rowcount")
+    if dialect.supports_sane_multi_rowcount and told:  # as the driver's executemany tells
         context._rowcount = sum(done.counts)
     elif dialect.driver == "asyncpg":
         context._rowcount = -1

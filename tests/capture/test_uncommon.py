@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, registry, relationship
 
 from sqla_events import CaptureError, Event
@@ -896,3 +896,29 @@ def test_the_rowcount_that_is_kept(stage: Stage) -> None:
     stage.hook()
     assert told() == plain
     assert [event.operation for event in stage.check(metadata)] == ["create", "update", "update", "delete"]
+
+
+def test_the_rowcount_that_is_kept_of_many_inserts(stage: Stage) -> None:
+    """Of which rows come back that nobody asked for: what the database sets, and what an upsert has done."""
+    upsert = postgresql.insert if stage.engine.dialect.name == "postgresql" else sqlite.insert
+    metadata = sa.MetaData()
+    table = sa.Table("things", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.String(9)), sa.Column("d", sa.Integer, server_default="4"))
+    stage.create(metadata)
+    statements = [
+        (table.insert(), (1, 2, 3)),
+        (upsert(table).on_conflict_do_nothing(), (3, 4, 5)),
+        (upsert(table).on_conflict_do_update(index_elements=["id"], set_={"n": "c"}), (5, 6)),
+    ]
+
+    def told() -> list[int]:
+        with stage.engine.begin() as connection:
+            options = {"preserve_rowcount": True}
+            sets = [(one, [{"id": n, "n": "a"} for n in numbers]) for one, numbers in statements]
+            return [connection.execute(one, some, execution_options=options).rowcount for one, some in sets]
+
+    plain = told()
+    with stage.engine.begin() as connection:
+        connection.execute(table.delete())
+    stage.hook()
+    assert told() == plain == [3, 2, 2]
+    stage.check(metadata)
