@@ -922,3 +922,54 @@ def test_the_rowcount_that_is_kept_of_many_inserts(stage: Stage) -> None:
     stage.hook()
     assert told() == plain == [3, 2, 2]
     stage.check(metadata)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_what_an_error_shows(stage: Stage, listens: bool) -> None:
+    """And what the application's own listeners are told: what the caller has written, of statements of many rows too."""
+    metadata = sa.MetaData()
+    columns = [sa.Column(f"some_column_with_a_long_name_{n}", sa.Integer) for n in range(9)]
+    table = sa.Table(
+        "things", metadata, sa.Column("id", sa.Integer, primary_key=True, autoincrement=False), sa.Column("part", sa.Integer, primary_key=True),
+        *columns, sa.Column("d", sa.Integer, server_default="4"),
+    )  # fmt: skip
+    stage.create(metadata)
+    some, all_of_them = {"id": 1, "part": 1}, {"id": 1, "part": 1, **{column.name: 1 for column in columns}}
+    statements: list[tuple[Any, Any]] = [
+        (table.insert().returning(table.c.id), [some, some]),
+        (table.insert().returning(table.c.id), [all_of_them, all_of_them]),
+        (table.insert(), [all_of_them, all_of_them]),
+        (table.insert().values([all_of_them, all_of_them]), {}),
+        (table.insert().values(d=sa.literal_column("nope")), some),
+        (table.update().values(d=sa.literal_column("nope")), {}),
+        (table.delete().where(sa.literal_column("nope") > 1), {}),
+    ]
+    told: list[Any] = []
+
+    def shown() -> list[Any]:
+        told.clear()
+        found: list[Any] = []
+        with stage.engine.connect() as connection:
+            for one, values in statements:
+                with pytest.raises(sa.exc.DBAPIError) as error:
+                    connection.execute(one, values)
+                found.append((error.value.statement, str(error.value).partition("[SQL: ")[2].partition("[parameters")[0]))
+                connection.rollback()
+        return [*found, *told]
+
+    def listen(context: Any) -> None:
+        told.append(context.statement)
+
+    plain = shown()
+    if listens:
+        sa.event.listen(stage.engine, "handle_error", listen)
+        plain = shown()
+        sa.event.remove(stage.engine, "handle_error", listen)
+    stage.hook()
+    if listens:
+        sa.event.listen(stage.engine, "handle_error", listen)
+    try:
+        assert shown() == plain
+    finally:
+        if listens:
+            sa.event.remove(stage.engine, "handle_error", listen)
