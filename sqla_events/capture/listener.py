@@ -123,10 +123,13 @@ class Listener:
             return sql, parameters
         wake(connection)  # for a statement that was prepared before the hooks came
         try:
-            return self.before(connection, dbapi_cursor, sql, parameters, context, executemany)
+            sent, parameters = self.before(connection, dbapi_cursor, sql, parameters, context, executemany)
         except BaseException as error:  # SQLAlchemy 2.0 leaves it to its listeners
             commits.broken_off(connection, error)
             raise
+        if context is not None:
+            context.__dict__[quiet.SENT] = sent, sql
+        return sent, parameters
 
     def before(
         self, connection: Connection, dbapi_cursor: Any, sql: str, parameters: Any, context: Any, executemany: bool

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.engine import cursor as strategies
 from sqlalchemy.util import await_only
 
@@ -58,7 +59,8 @@ def run(plan: Plan, cursor: Any, sql: str, parameters: Sequence[Any], context: A
         runner(cursor, sql, parameters, done)
     finally:
         context.cursor_fetch_strategy = strategies._NO_CURSOR_DML
-    if dialect.supports_sane_multi_rowcount and (not context.isinsert or dialect.name == "sqlite"):  # as the driver's executemany tells
+    told = not context.isinsert or dialect.name == "sqlite" or context.execution_options.get("preserve_rowcount")
+    if dialect.supports_sane_multi_rowcount and told:  # as the driver's executemany tells
         context._rowcount = sum(done.counts)
     elif dialect.driver == "asyncpg":
         context._rowcount = -1
@@ -70,10 +72,20 @@ def _which_is_unclear(plan: Plan, context: Any) -> bool:
         return False
     if any(key in plan.program.given or key in plan.program.moved for key in plan.codec.key):
         return True
+    if any(_is_told_otherwise(plan, name, label, context.compiled_parameters) for name, label in plan.shape.by_key):
+        return True
     if plan.shape.exact:
         return False
     keys = [{name: given[label] for name, label in plan.shape.by_key} for given in context.compiled_parameters]
     return len({plan.codec.key_text(key) for key in keys}) < len(keys)
+
+
+def _is_told_otherwise(plan: Plan, name: str, label: str, sets: Sequence[Any]) -> bool:
+    """Whether a part of the key may come back as another value than was bound: in fewer places, or with a time zone."""
+    codec = plan.codec.key_codecs[name]
+    if codec.narrows or isinstance(codec.kind, sa.Interval):
+        return True
+    return getattr(codec.kind, "timezone", False) and any(getattr(given[label], "tzinfo", None) is None for given in sets)
 
 
 def _one_by_one(cursor: Any, sql: str, parameters: Sequence[Any], done: Tally) -> None:

@@ -143,6 +143,18 @@ def failed(context: Any) -> None:
         context.statement, context.parameters = context.sqla_events_caller[1:]
 
 
+SENT = "_sqla_events_sent"
+"""Of a context whose listeners are told by events: the statement that it sends, and what the caller has written."""
+
+
+def sent(context: Any) -> tuple[str, str]:
+    """What a context sends, and what the caller has written."""
+    if told(context):
+        return context.statement, context.sqla_events_caller[1]
+    pair: tuple[str, str] = context.__dict__.get(SENT, ("", ""))
+    return pair
+
+
 class _Waking:
     """What one execution does beside its dialect's own."""
 

@@ -227,11 +227,11 @@ class Results:
         connection, execution = context.connection, context.execution_context
         if connection is None or execution is None:
             return
+        _hide_ride(context, execution)
         quiet.failed(execution)
         buffer = buffer_of(connection)
         if buffer.guarded:
             self._marks.done(connection)
-        _hide_ride(context, execution)
         of_driver = isinstance(context.original_exception, connection.dialect.loaded_dbapi.Error)
         self._give_up(connection, buffer, context, of_driver)
         if of_driver and connection.dialect.name == "sqlite" and _rolled_back(connection, buffer):
@@ -267,10 +267,15 @@ class Results:
 
 
 def _hide_ride(context: Any, execution: Any) -> None:
-    """An error shows what the caller has written, without what was to ride along."""
-    error, written = context.sqlalchemy_exception, execution.statement
-    if written and str(getattr(error, "statement", "")).startswith(written):
-        error.statement = written
+    """An error, and whoever listens to errors after us, shows what the caller has written, without what was to ride along."""
+    sent, written = quiet.sent(execution)
+    shown = context.statement
+    if sent == written or shown is None:
+        return
+    # A listener may have added something; of long ones SQLAlchemy has a type that shows their ends.
+    context.statement = type(shown)(shown.replace(sent, written))
+    if getattr(context.sqlalchemy_exception, "statement", None) is not None:
+        context.sqlalchemy_exception.statement = context.statement
 
 
 def _rolled_back(connection: Connection, buffer: Buffer) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm.base import NO_VALUE, LoaderCallableStatus
 
+from ..errors import CaptureError
 from .buffer import Buffer
 from .codec import MAX_KINDS
 from .column import SQL_NULL, Loaded
@@ -214,7 +215,13 @@ def _answered(plan: Plan, sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str
     for row in plan.rode:
         wanted = plan.codec.key_text(row)
         keys = ((given, plan.codec.moments(key_after(plan, given), connection)) for given in candidates)
-        found.append(next(given for given, key in keys if plan.codec.key_text(key) == wanted))
+        one = next((given for given, key in keys if plan.codec.key_text(key) == wanted), None)
+        if one is None:
+            raise CaptureError(
+                f"no set of parameters has the key {wanted} as the database tells it of a row of {plan.table.fullname}: "
+                "which of them have matched is not known; execute them one by one, or bind keys as the database has them"
+            )
+        found.append(one)
     return found
 
 

@@ -74,12 +74,13 @@ def present(connection: Connection, table: sa.Table) -> sa.Table:
         raise ConfigError(f"there is no table {table.fullname!r} in the database; create it before its event trigger") from None
     known = {column.name: column for column in table.columns}
     keys = {column.name for column in (table.primary_key.columns or found.primary_key.columns)}
-    columns = [_copied(known.get(column.name, column), column.name in keys) for column in found.columns]
+    columns = [_copied(known.get(column.name, column), column, column.name in keys) for column in found.columns]
     return sa.Table(table.name, sa.MetaData(), *columns, schema=table.schema, info=dict(table.info))
 
 
-def _copied(column: sa.Column[Any], in_key: bool) -> sa.Column[Any]:
-    return sa.Column(column.name, column.type, primary_key=in_key, info=dict(column.info), autoincrement=False)
+def _copied(column: sa.Column[Any], found: sa.Column[Any], in_key: bool) -> sa.Column[Any]:
+    computed = [] if found.computed is None else [sa.Computed(found.computed.sqltext, persisted=found.computed.persisted)]
+    return sa.Column(column.name, column.type, *computed, primary_key=in_key, info=dict(column.info), autoincrement=False)
 
 
 def run(connection: Connection, statements: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
@@ -49,12 +50,16 @@ class Spec:
         self.entity = str(table.name)
         hidden = columns(options.exclude_columns, "exclude", options.default_schema)
         redacted = columns(options.redact_columns, "redact", options.default_schema)
-        codec = TableCodec(table, dialect, key_columns(table), hidden, redacted, placeholder=False)
+        codec = TableCodec(table, dialect, key_columns(table), lambda one: hidden(one) or self.is_unseen(one), redacted, placeholder=False)
         self.version = codec.version
         self.forms = [form_of(column, dialect) for column in codec.columns.values()]
         self.key = [str(table.columns[name].name) for name in codec.key]
         self._key_forms = [key_form(ColumnCodec(table.columns[name], dialect), dialect) for name in codec.key]
         self.shown_key = [form for form in self.forms if form.name in self.key]
+
+    def is_unseen(self, column: sa.Column[Any]) -> bool:
+        """Whether triggers cannot read a column."""
+        return False
 
     # Names -------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, registry, relationship
 
 from sqla_events import CaptureError, Event
@@ -896,3 +896,80 @@ def test_the_rowcount_that_is_kept(stage: Stage) -> None:
     stage.hook()
     assert told() == plain
     assert [event.operation for event in stage.check(metadata)] == ["create", "update", "update", "delete"]
+
+
+def test_the_rowcount_that_is_kept_of_many_inserts(stage: Stage) -> None:
+    """Of which rows come back that nobody asked for: what the database sets, and what an upsert has done."""
+    upsert = postgresql.insert if stage.engine.dialect.name == "postgresql" else sqlite.insert
+    metadata = sa.MetaData()
+    table = sa.Table("things", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.String(9)), sa.Column("d", sa.Integer, server_default="4"))
+    stage.create(metadata)
+    statements = [
+        (table.insert(), (1, 2, 3)),
+        (upsert(table).on_conflict_do_nothing(), (3, 4, 5)),
+        (upsert(table).on_conflict_do_update(index_elements=["id"], set_={"n": "c"}), (5, 6)),
+    ]
+
+    def told() -> list[int]:
+        with stage.engine.begin() as connection:
+            options = {"preserve_rowcount": True}
+            sets = [(one, [{"id": n, "n": "a"} for n in numbers]) for one, numbers in statements]
+            return [connection.execute(one, some, execution_options=options).rowcount for one, some in sets]
+
+    plain = told()
+    with stage.engine.begin() as connection:
+        connection.execute(table.delete())
+    stage.hook()
+    assert told() == plain == [3, 2, 2]
+    stage.check(metadata)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_what_an_error_shows(stage: Stage, listens: bool) -> None:
+    """And what the application's own listeners are told: what the caller has written, of statements of many rows too."""
+    metadata = sa.MetaData()
+    columns = [sa.Column(f"some_column_with_a_long_name_{n}", sa.Integer) for n in range(9)]
+    table = sa.Table(
+        "things", metadata, sa.Column("id", sa.Integer, primary_key=True, autoincrement=False), sa.Column("part", sa.Integer, primary_key=True),
+        *columns, sa.Column("d", sa.Integer, server_default="4"),
+    )  # fmt: skip
+    stage.create(metadata)
+    some, all_of_them = {"id": 1, "part": 1}, {"id": 1, "part": 1, **{column.name: 1 for column in columns}}
+    statements: list[tuple[Any, Any]] = [
+        (table.insert().returning(table.c.id), [some, some]),
+        (table.insert().returning(table.c.id), [all_of_them, all_of_them]),
+        (table.insert(), [all_of_them, all_of_them]),
+        (table.insert().values([all_of_them, all_of_them]), {}),
+        (table.insert().values(d=sa.literal_column("nope")), some),
+        (table.update().values(d=sa.literal_column("nope")), {}),
+        (table.delete().where(sa.literal_column("nope") > 1), {}),
+    ]
+    told: list[Any] = []
+
+    def shown() -> list[Any]:
+        told.clear()
+        found: list[Any] = []
+        with stage.engine.connect() as connection:
+            for one, values in statements:
+                with pytest.raises(sa.exc.DBAPIError) as error:
+                    connection.execute(one, values)
+                found.append((error.value.statement, str(error.value).partition("[SQL: ")[2].partition("[parameters")[0]))
+                connection.rollback()
+        return [*found, *told]
+
+    def listen(context: Any) -> None:
+        told.append(context.statement)
+
+    plain = shown()
+    if listens:
+        sa.event.listen(stage.engine, "handle_error", listen)
+        plain = shown()
+        sa.event.remove(stage.engine, "handle_error", listen)
+    stage.hook()
+    if listens:
+        sa.event.listen(stage.engine, "handle_error", listen)
+    try:
+        assert shown() == plain
+    finally:
+        if listens:
+            sa.event.remove(stage.engine, "handle_error", listen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
@@ -233,6 +234,37 @@ def test_truncate_deletes_every_row(postgres_url: str) -> None:
         connection.execute(sa.insert(Seat), [{"row": "A", "number": number} for number in range(3)])
         connection.execute(sa.text("TRUNCATE seats"))
     assert [(event.operation, event.key) for event in stage.events()][3:] == [("delete", f'["A",{number}]') for number in range(3)]
+    broker.uninstall()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("by", ["connection", "script"])
+def test_columns_that_are_computed_when_they_are_read(postgres_url: str, by: str) -> None:
+    """PostgreSQL 18 has no values of them for triggers: the events are without, and those that are stored are in them."""
+    engine = sa.create_engine(postgres_url)
+    with engine.begin() as connection:
+        if (engine.dialect.server_version_info or ())[0] < 18:
+            pytest.skip("PostgreSQL 18")
+        connection.exec_driver_sql("""CREATE TABLE sums (id integer PRIMARY KEY, n integer,
+            read integer GENERATED ALWAYS AS (n + 1) VIRTUAL, kept integer GENERATED ALWAYS AS (n + 2) STORED)""")
+        table = sa.Table(
+            "sums", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("n", sa.Integer),
+            sa.Column("read", sa.Integer, sa.Computed("n + 1", persisted=False)), sa.Column("kept", sa.Integer, sa.Computed("n + 2", persisted=True)),
+        )  # fmt: skip
+        if by == "script":
+            for statement in triggers.sql(table, "postgresql"):
+                connection.exec_driver_sql(statement)
+        else:
+            triggers.create(connection, sa.Table("sums", sa.MetaData()))
+    stage = Stage(engine, engine)
+    broker = stage.hook(on_gap="raise")
+    with engine.begin() as connection:
+        for text in ("INSERT INTO sums (id, n) VALUES (1, 1), (2, 2), (3, 3)", "UPDATE sums SET n = 9 WHERE id = 1", "DELETE FROM sums WHERE id = 2", "TRUNCATE sums"):
+            connection.exec_driver_sql(text)
+    events = stage.events()
+    assert [event.operation for event in events] == ["create"] * 3 + ["update"] + ["delete"] * 3
+    assert [event.after for event in events[2:4]] == [{"id": 3, "n": 3, "kept": 5}, {"n": 9, "kept": 11}]
+    assert [event.before for event in events[3:5]] == [{"n": 1, "kept": 3}, {"id": 2, "n": 2, "kept": 4}]
     broker.uninstall()
     engine.dispose()
 
