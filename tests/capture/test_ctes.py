@@ -25,6 +25,7 @@ def hooked(stage: Stage, request: pytest.FixtureRequest) -> Iterator[tuple[Stage
     if stage.engine.dialect.name != "postgresql":
         pytest.skip("SQLite has no data-modifying CTEs")
     facts: list[Fact] = []
+    stage.engine.dispose()
     stage.engine = sa.create_engine(stage.engine.url, paramstyle=request.param)
     stage.hook().signals.subscribe(facts.append)
     with stage.session() as s:
@@ -33,6 +34,8 @@ def hooked(stage: Stage, request: pytest.FixtureRequest) -> Iterator[tuple[Stage
         s.commit()
     facts.clear()
     yield stage, facts
+    assert stage.broker is not None
+    stage.broker.uninstall()
     stage.engine.dispose()
 
 
