@@ -211,6 +211,7 @@ def test_classes_that_are_not_mapped_yet(stage: Stage) -> None:
         session.add(Tag(id=1, name="a"))
         session.commit()
         session.get_one(Tag, 1).name = "b"
+        session.flush()
         session.execute(loose.insert(), {"n": 1})
         session.commit()
     assert [event.type for event in stage.events()] == ["public.tags.create", "public.tags.update", "public.loose.create"]
