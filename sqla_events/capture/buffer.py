@@ -61,8 +61,8 @@ class Written(msgspec.Struct, eq=False):
         return Written(dict(self.counts), list(self.ids), self.lost)
 
 
-Posted = dict[tuple[str | None, str], dict[tuple[Any, ...], dict[str, Any]]]
-"""Columns of rows, by the schema and name (in lower case) of their table, and by key."""
+Posted = dict[tuple[str | None, str], dict[str | None, dict[str, Any]]]
+"""Columns of rows, by the schema and name (in lower case) of their table, and by the text of their key."""
 
 MOST_STATES = 20_000
 """Objects that a transaction remembers before it looks for those that turned out not to have changed."""
@@ -186,11 +186,11 @@ class Buffer(msgspec.Struct, eq=False):
         """Whether rows of a table may have been written past their objects."""
         return bool(self.astray) and str(table.name).lower() in self.astray
 
-    def posted_of(self, table: Any) -> dict[tuple[Any, ...], dict[str, Any]]:
+    def posted_of(self, table: Any) -> dict[str | None, dict[str, Any]]:
         """What is posted of a table's rows, by key."""
         return self.posted.get(_place(table), {})
 
-    def post(self, table: Any, key: tuple[Any, ...], values: dict[str, Any]) -> None:
+    def post(self, table: Any, key: str | None, values: dict[str, Any]) -> None:
         """Columns of a row of which no object takes note."""
         rows = self.posted.setdefault(_place(table), {})
         if len(rows) < MOST_POSTED or key in rows:

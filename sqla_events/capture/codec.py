@@ -121,10 +121,6 @@ class TableCodec:
         codec = self.columns.get(name)
         return name, codec.plain if codec is not None and codec.plain_key and codec.name == name else None
 
-    def is_told_by(self, key: Iterable[Any]) -> bool:
-        """Whether these values are the key as objects have it, and no other form that the database takes for it."""
-        return all(self.key_codecs[name].is_told_by(value) for name, value in zip(self.key, key, strict=True))
-
     def _zoned(self) -> tuple[str, ...]:
         columns = {**self.columns, **self.key_codecs}
         found = tuple(key for key, codec in columns.items() if is_moment(codec.kind, self.dialect))

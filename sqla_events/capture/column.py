@@ -103,10 +103,6 @@ class ColumnCodec:
         changed = bound and (self.bind is not None or kind is Decimal)
         return None if kind is not self.expected or changed or self.redacted else self.form
 
-    def is_told_by(self, value: Any) -> bool:
-        """Whether a value that is bound is of the kind that objects have."""
-        return self.bind is not None or self.expected is None or isinstance(value, (self.expected, Loaded))
-
     def redact(self) -> None:
         """Let no value of this column out."""
         self.redacted, self.plain, self.plain_loaded = True, _Nothing, _Nothing

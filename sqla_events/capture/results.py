@@ -187,7 +187,11 @@ class Results:
 
     def moved(self, connection: Connection, buffer: Buffer, plan: Plan) -> None:
         """One set of many has moved rows to other keys, and the next is to run."""
-        self._tell(connection, buffer, plan, self._whole(connection, plan))
+        rows = self._whole(connection, plan)
+        if plan.reached is None:
+            self._tell(connection, buffer, plan, rows)
+        else:
+            plan.reached.held += rows
 
     def _whole(self, connection: Connection, plan: Plan) -> list[Row]:
         rows, plan.rode = plan.rode, []

@@ -250,7 +250,7 @@ def updated_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any], rode: Mapp
         state = None  # left of a flush that found nothing to change
     before = {} if state is None else _olds(state, shape.table, after)
     if state is None or buffer.posted or buffer.astray:
-        _post(plan, buffer, place[1], state, before, after)
+        _post(plan, buffer, key, state, before, after)
     return Row(key, before, after, program.unknown if rode is None else ())
 
 
@@ -267,7 +267,7 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
     state = buffer.leaving.pop(place, None)
     before = {} if state is None or not shape.in_flush else known_values(state, shape.table)
     if buffer.posted or buffer.astray:
-        posted = buffer.posted_of(shape.table).pop(place[1], {})
+        posted = buffer.posted_of(shape.table).pop(plan.codec.key_text(key), {})
         if buffer.is_astray(shape.table):
             before = {}
         before.update(posted)
@@ -278,12 +278,12 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
 # What the session knows ---------------------------------------------------------------------------------------------
 
 
-def _post(plan: Plan, buffer: Buffer, key: tuple[Any, ...], state: Any, before: dict[str, Any], after: dict[str, Any]) -> None:
+def _post(plan: Plan, buffer: Buffer, key: dict[str, Any], state: Any, before: dict[str, Any], after: dict[str, Any]) -> None:
     """An UPDATE of which no object takes note before its flush is over, if at all (``post_update``, a row switch, a bulk method), or
     one that may follow something like it.
     """
     table = plan.shape.table
-    astray, known = buffer.is_astray(table), buffer.posted_of(table).pop(key, None)
+    astray, known = buffer.is_astray(table), buffer.posted_of(table).pop(plan.codec.key_text(key), None)
     if astray:
         before.clear()
     if known is not None:
@@ -291,21 +291,14 @@ def _post(plan: Plan, buffer: Buffer, key: tuple[Any, ...], state: Any, before: 
     elif not (plan.shape.in_flush or plan.shape.synchronized) or (state is not None and not astray):
         return
     left = {name: value for name, value in (known or {}).items() if name not in plan.program.moved}
-    moved = tuple(after.get(name, value) for (name, _), value in zip(plan.shape.by_key or (), key, strict=True))
-    if plan.codec.is_told_by(moved):
-        buffer.post(table, moved, {**left, **after})
-    else:
-        buffer.stray(table)
+    _post_row(plan, buffer, Row(key, after=after), left)
 
 
 def post_caused(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
     """The database has changed these rows, and no object takes note of it."""
-    table = plan.shape.table
-    if not plan.codec.plain_key:  # which comes back in another form than objects have it in
-        buffer.stray(table)
-        return
+    posted = buffer.posted_of(plan.shape.table)
     for row in rows:
-        _post_row(buffer, table, row, buffer.posted_of(table).pop(_plain(row.key), {}))
+        _post_row(plan, buffer, row, posted.pop(plan.codec.key_text(row.key), {}))
 
 
 def post_synchronized(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
@@ -317,17 +310,16 @@ def post_synchronized(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
         return
     posted = buffer.posted_of(plan.shape.table)
     for row in rows if posted else ():
-        if (known := posted.pop(_plain(row.key), None)) is not None:
-            _post_row(buffer, plan.shape.table, row, known)
+        if (known := posted.pop(plan.codec.key_text(row.key), None)) is not None:
+            _post_row(plan, buffer, row, known)
 
 
-def _post_row(buffer: Buffer, table: sa.Table, row: Row, known: dict[str, Any]) -> None:
-    if row.after is not None:
-        buffer.post(table, _plain({name: row.after.get(name, value) for name, value in row.key.items()}), {**known, **row.after})
-
-
-def _plain(key: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(value.value if type(value) is Loaded else value for value in key.values())
+def _post_row(plan: Plan, buffer: Buffer, row: Row, known: dict[str, Any]) -> None:
+    codec, after = plan.codec, row.after
+    if codec.spelled or codec.zoned:  # objects may have another form of its key
+        buffer.stray(codec.table)
+    elif after is not None:
+        buffer.post(codec.table, codec.key_text({name: after.get(name, value) for name, value in row.key.items()}), {**known, **after})
 
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:

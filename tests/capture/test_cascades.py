@@ -374,3 +374,22 @@ def test_several_keys_that_others_follow(cascading: Stage, caplog: pytest.LogCap
         with cascading.session() as session, session.begin():
             shift(session)
     assert ("a change of several keys at once" in caplog.text) is not tells
+
+
+@pytest.mark.parametrize("old_values", ["known", "always"])
+def test_keys_that_many_sets_move(stage: Stage, old_values: str) -> None:
+    """ON UPDATE CASCADE follows each of them."""
+    metadata = sa.MetaData()
+    parents = sa.Table("moved_parents", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String(20)))
+    follows = sa.ForeignKey(parents.c.id, onupdate="CASCADE")
+    children = sa.Table("moved_children", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("parent_id", follows))
+    stage.create(metadata)
+    stage.hook(old_values=old_values)
+    with stage.engine.begin() as connection:
+        connection.execute(parents.insert(), [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
+        connection.execute(children.insert(), [{"id": 1, "parent_id": 1}, {"id": 2, "parent_id": 2}])
+    with stage.engine.begin() as connection:
+        moves = parents.update().where(parents.c.name == sa.bindparam("which")).values(id=sa.bindparam("new"))
+        for sets in ([{"which": "a", "new": 11}], [{"which": "b", "new": 12}, {"which": "none", "new": 13}]):
+            connection.execute(moves, sets)
+    stage.check(metadata)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import enum
+import uuid
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -239,6 +243,64 @@ def test_more_rows_than_are_remembered(stage: Stage, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("old_values", ["known", "always"])
+class Shade(enum.Enum):
+    """A key of members."""
+
+    LIGHT = 1
+    DARK = 2
+
+
+class Shouted(sa.types.TypeDecorator[str]):
+    """Another value in the database than objects have."""
+
+    impl = sa.String(20)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else value.upper()
+
+    def process_result_value(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else value.lower()
+
+
+@pytest.mark.parametrize(("kind", "one", "two"), [
+    (sa.Uuid(), uuid.UUID(int=1), uuid.UUID(int=2)),
+    (sa.DateTime(), dt.datetime(2026, 1, 1), dt.datetime(2026, 1, 2)),
+    (sa.Numeric(10, 2), Decimal("1.5"), Decimal(2)),
+    (sa.Enum(Shade), Shade.LIGHT, Shade.DARK),
+    (Shouted(), "one", "two"),
+], ids=["uuid", "datetime", "numeric", "enum", "decorated"])  # fmt: skip
+@pytest.mark.parametrize("last", ["update", "delete"])
+def test_keys_of_every_kind(stage: Stage, kind: Any, one: Any, two: Any, last: str) -> None:
+    """A statement costs no other row its old values, and of its own rows they are known."""
+    metadata = sa.MetaData()
+    table = sa.Table("keyed", metadata, sa.Column("id", kind, primary_key=True), sa.Column("n", sa.Integer), sa.Column("x", sa.Integer))
+
+    class Keyed:
+        def __init__(self, **values: Any) -> None:
+            for name, value in values.items():
+                setattr(self, name, value)
+
+    registry = sa.orm.registry(metadata=metadata)
+    registry.map_imperatively(Keyed, table)
+    stage.create(metadata)
+    stage.hook()
+    with stage.session() as session:
+        session.add_all([Keyed(id=one, n=1, x=1), Keyed(id=two, n=2, x=1)])
+        session.commit()
+        found = session.scalars(sa.select(Keyed).order_by(table.c.n)).all()
+        session.execute(sa.update(Keyed).where(table.c.n == sa.literal("2", sa.Integer)).values(x=2))
+        for keyed in found:
+            if last == "delete":
+                session.delete(keyed)
+            else:
+                keyed.x = 3  # type: ignore[attr-defined]
+        session.commit()
+    last_two = [event for event in stage.check(metadata) if event.operation == last][-2:]
+    assert sorted((event.before or {}).get("x", 0) for event in last_two) == [1, 2]
+    registry.dispose()
+
+
 def test_a_flush_of_more_objects_than_are_remembered_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch, old_values: str) -> None:
     """Those that turn out not to have changed are what is forgotten."""
     monkeypatch.setattr(buffer, "MOST_STATES", 3)
