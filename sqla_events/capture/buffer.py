@@ -61,8 +61,9 @@ class Written(msgspec.Struct, eq=False):
         return Written(dict(self.counts), list(self.ids), self.lost)
 
 
-Posted = dict[tuple[str | None, str], dict[str | None, dict[str, Any]]]
-"""Columns of rows, by the schema and name (in lower case) of their table, and by the text of their key."""
+Posted = dict[tuple[str | None, str], dict[str | None, dict[str, Any] | None]]
+"""Columns of rows, by the schema and name (in lower case) of their table, and by the text of their key; None of a row of
+which nobody knows here what it is."""
 
 MOST_STATES = 20_000
 """Objects that a transaction remembers before it looks for those that turned out not to have changed."""
@@ -167,9 +168,10 @@ class Buffer(msgspec.Struct, eq=False):
         return states
 
     def drop_leftovers(self) -> None:
-        """Keep the objects that are about to be updated still: a flush may have as many."""
+        """Keep the objects that are about to be updated or deleted still: a flush may have as many."""
         self.states = {place: state for place, state in self.states.items() if state.committed_state}
-        self.most_states = 2 * max(len(self.states), len(self.leaving), MOST_STATES)
+        self.leaving = {place: state for place, state in self.leaving.items() if not state._deleted}
+        self.most_states = max(2 * len(self.states), 2 * len(self.leaving), MOST_STATES)
 
     def stray(self, table: Any) -> None:
         """Rows of a table are written past their objects, whose Table may be another one of this name."""
@@ -186,9 +188,14 @@ class Buffer(msgspec.Struct, eq=False):
         """Whether rows of a table may have been written past their objects."""
         return bool(self.astray) and str(table.name).lower() in self.astray
 
-    def posted_of(self, table: Any) -> dict[str | None, dict[str, Any]]:
+    def posted_of(self, table: Any) -> dict[str | None, dict[str, Any] | None]:
         """What is posted of a table's rows, by key."""
         return self.posted.get(_place(table), {})
+
+    def doubt(self, table: Any) -> None:
+        """A statement that objects have taken note of may have changed rows of which they do not know what they were."""
+        if (place := _place(table)) in self.posted:
+            self.posted[place] = dict.fromkeys(self.posted[place])
 
     def post(self, table: Any, key: str | None, values: dict[str, Any]) -> None:
         """Columns of a row of which no object takes note."""

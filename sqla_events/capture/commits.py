@@ -13,7 +13,7 @@ from weakref import ref
 
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.pool import PoolResetState
-from sqlalchemy.pool.base import reset_commit
+from sqlalchemy.pool.base import reset_commit, reset_none
 
 from ..errors import CaptureError
 from ..signals import logger
@@ -199,8 +199,8 @@ def _unwritten(dialect: Dialect, proxied: Any, buffer: Clears) -> Committed | No
 
 
 def commits_on_return(engine: Engine) -> bool:
-    """Whether the engine's pool commits what is given back."""
-    return engine.pool._reset_on_return is reset_commit
+    """Whether the engine's pool commits what is given back, or leaves it to who is next."""
+    return engine.pool._reset_on_return in (reset_commit, reset_none)
 
 
 def abandoned(raw: Any, record: Any, state: PoolResetState) -> None:

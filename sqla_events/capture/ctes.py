@@ -32,6 +32,11 @@ from .plan import Plan, moves, set_columns
 _NAME = re.compile(r'([\w$]+|"[^"]+") AS ')
 _PLACEHOLDER = re.compile(r"%%|%\(([^)]+?)\)s")
 """What stands in the texts of CTEs until the whole statement is compiled, whatever the driver has."""
+_LATER = re.compile(r"__\[POSTCOMPILE_[^\]]*\]")
+"""What stands there until it is known how many values a list has."""
+_BOUND = r"(?:%\([^)]+\)s|%s|\$\d+)(?:::[\w ]+(?:\(\d+(?:, ?\d+)?\))?(?:\[\])*)?"
+_LIST = rf"{_BOUND}(?:, {_BOUND})*|NULL\) (?:AND \(1 !=|OR \(1 =) 1"
+"""The last of an empty one."""
 _CALLERS = "sqla_events_rows"
 
 
@@ -72,16 +77,23 @@ def catch(context: Any, sql: str, outer: Plan | None, plan_of: Callable[[Any], P
     plans = {cte: plan for cte in compiled.ctes if isinstance(cte.element, UpdateBase) and (plan := _plan(cte, plan_of, context))}
     if not plans:
         return None
-    texts = _texts(context)
-    head = ", \n".join(texts.values()) + "\n "
-    start = sql.find(head)
-    if start not in (len("WITH "), len("WITH RECURSIVE ")):
+    texts = _as_sent(_texts(context), sql)
+    if texts is None:
         return None
+    head = ", \n".join(texts.values()) + "\n "
+    start = sql.index(head)
     return Caught(context, plans, _sql(context, plans, texts, sql[:start], sql[start + len(head) :]))
 
 
+def _as_sent(texts: dict[Any, str], sql: str) -> dict[Any, str] | None:
+    """The texts as they stand at the beginning of the SQL, with the lists of ``IN`` that stand there; None if it has been changed."""
+    patterns = (f"({f'(?:{_LIST})'.join(map(re.escape, _LATER.split(text)))})" for text in texts.values())
+    found = re.match("WITH (?:RECURSIVE )?" + ", \n".join(patterns) + "\n ", sql)
+    return None if found is None else dict(zip(texts, found.groups(), strict=True))
+
+
 def _texts(context: Any) -> dict[Any, str]:
-    """The CTEs as they are sent."""
+    """The CTEs as they are sent, but for lists of ``IN``."""
     compiled = context.compiled
     ctes: dict[Any, str] = compiled.ctes
     if compiled.positional:

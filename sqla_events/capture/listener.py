@@ -23,6 +23,7 @@ from .buffer import ATTRIBUTE, Buffer, buffer_of, held, wake
 from .carried import Carrier, carrying
 from .cascades import Cascades
 from .codec import TableCodec
+from .evaluated import alike
 from .kept import ByIdentity
 from .mapped import of_post_update
 from .marks import Marks
@@ -243,11 +244,11 @@ class Listener:
     def _unwanted(self, connection: Connection, element: Any, context: Any) -> None:
         """Of such writes no event is wanted; but others of the table may be."""
         statement = unwrapped(element)
-        noted = context.isinsert or of_flush(context) or synchronization(context) == "fetch"
-        if noted or not isinstance(statement, sa.sql.dml.UpdateBase):
+        if context.isinsert or of_flush(context) or not isinstance(statement, sa.sql.dml.UpdateBase):
             return
-        table = table_of(statement)
-        if table is not None and self._codec_of(table) is not None:
+        table, how = table_of(statement), synchronization(context)
+        codec = None if table is None or how == "fetch" else self._codec_of(table)
+        if codec is not None and not (how and alike(codec, context)):
             buffer_of(connection).stray(table)
 
     def _find_out(self, element: Any, compiled: Any, in_flush: bool) -> tuple[Any, ...] | None:

@@ -13,6 +13,7 @@ from . import ctes, gaps, pipeline, quiet, ride, within
 from .buffer import ATTRIBUTE, Buffer, buffer_of
 from .carried import Carrier
 from .cascades import Cascades
+from .evaluated import alike
 from .marks import Marks
 from .plan import Plan, Row, moves
 from .preparing import Preparation
@@ -126,7 +127,10 @@ class Results:
                 came += len(rows)
                 self.came_back(connection, buffer, plan, rows)
             if plan.within:
-                buffer.stray(plan.table)
+                if plan.verb == "update" and not (plan.shape.synchronized and alike(plan.codec, context)):
+                    buffer.stray(plan.table)
+                elif plan.verb != "create":
+                    buffer.doubt(plan.table)
                 buffer.written.add(plan.within.type, count=plan.carried)
             if plan.frame:
                 plan.frame.rows = came + plan.carried

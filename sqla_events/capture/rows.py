@@ -268,9 +268,9 @@ def deleted_row(plan: Plan, buffer: Buffer, given: Mapping[str, Any]) -> Row:
     before = {} if state is None or not shape.in_flush else known_values(state, shape.table)
     if buffer.posted or buffer.astray:
         posted = buffer.posted_of(shape.table).pop(plan.codec.key_text(key), {})
-        if buffer.is_astray(shape.table):
+        if posted is None or buffer.is_astray(shape.table):
             before = {}
-        before.update(posted)
+        before.update(posted or ())
     before.update(key)
     return Row(key, before)
 
@@ -283,12 +283,13 @@ def _post(plan: Plan, buffer: Buffer, key: dict[str, Any], state: Any, before: d
     one that may follow something like it.
     """
     table = plan.shape.table
-    astray, known = buffer.is_astray(table), buffer.posted_of(table).pop(plan.codec.key_text(key), None)
-    if astray:
+    known = buffer.posted_of(table).pop(plan.codec.key_text(key), {})
+    doubtful = known is None or buffer.is_astray(table)
+    if doubtful:
         before.clear()
-    if known is not None:
+    if known:
         before.update({name: known[name] for name in after if name in known})
-    elif not (plan.shape.in_flush or plan.shape.synchronized) or (state is not None and not astray):
+    elif not (plan.shape.in_flush or plan.shape.synchronized) or (state is not None and not doubtful):
         return
     left = {name: value for name, value in (known or {}).items() if name not in plan.program.moved}
     _post_row(plan, buffer, Row(key, after=after), left)
@@ -298,7 +299,7 @@ def post_caused(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
     """The database has changed these rows, and no object takes note of it."""
     posted = buffer.posted_of(plan.shape.table)
     for row in rows:
-        _post_row(plan, buffer, row, posted.pop(plan.codec.key_text(row.key), {}))
+        _post_row(plan, buffer, row, posted.pop(plan.codec.key_text(row.key), None))
 
 
 def post_synchronized(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
@@ -310,16 +311,18 @@ def post_synchronized(plan: Plan, buffer: Buffer, rows: Iterable[Row]) -> None:
         return
     posted = buffer.posted_of(plan.shape.table)
     for row in rows if posted else ():
-        if (known := posted.pop(plan.codec.key_text(row.key), None)) is not None:
-            _post_row(plan, buffer, row, known)
+        if (text := plan.codec.key_text(row.key)) in posted:
+            _post_row(plan, buffer, row, posted.pop(text))
 
 
-def _post_row(plan: Plan, buffer: Buffer, row: Row, known: dict[str, Any]) -> None:
+def _post_row(plan: Plan, buffer: Buffer, row: Row, known: dict[str, Any] | None) -> None:
     codec, after = plan.codec, row.after
     if codec.spelled or codec.zoned:  # objects may have another form of its key
-        buffer.stray(codec.table)
+        if after is not None or buffer.posted_of(codec.table):
+            buffer.stray(codec.table)
     elif after is not None:
-        buffer.post(codec.table, codec.key_text({name: after.get(name, value) for name, value in row.key.items()}), {**known, **after})
+        key = {name: after.get(name, value) for name, value in row.key.items()}
+        buffer.post(codec.table, codec.key_text(key), {**(known or {}), **after})
 
 
 def known_values(state: Any, table: sa.Table) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Writer:
             made = Framing(plan, context, dict(stored), self._before)
             frames[stored] = made.frame(self._catalog.log, self._limit) if made.covered else None
         frame = plan.frame = frames[stored]
-        if frame is None or _are_few(frame, plan):
+        if frame is None or (frame.rows is not None and frame.rows < FEW):
             return None
         if len(parameters) >= MOST_PARAMETERS or not _plain_literals(connection):
             return None
@@ -127,11 +127,6 @@ class Writer:
         :raises CaptureError: if it is the log that refuses.
         """
         self._catalog.failed(plan, context, plan.within.own_sql, plan.within.own_parameters)
-
-
-def _are_few(frame: Frame, plan: Plan) -> bool:
-    """Whether Python is the better place: until it is known how many rows there are, also where objects may have to know them."""
-    return frame.rows < FEW if frame.rows is not None else bool(plan.shape.synchronized) and FEW > 0
 
 
 def _no_frames(_: Any) -> dict[Stored, Frame | None]:

@@ -74,7 +74,7 @@ async def test_through_asynchronous_drivers(stage: Stage, driver: str) -> None:
     odd = sa.bindparam("odd name (it is)", 2)
     made = sa.insert(tags).values([{"id": 10, "name": "100 %"}, {"id": 11, "name": "%(id_1)s"}]).returning(tags.c.id).cte("made")
     changed = sa.update(tags).where(tags.c.id == odd).values(name=sa.literal("%%") + tags.c.name).returning(tags.c.id, tags.c.name).cte("changed")
-    gone = sa.delete(tags).where(tags.c.id == odd + 1, tags.c.name == sa.bindparam("name")).cte("gone")
+    gone = sa.delete(tags).where(tags.c.id == odd + 1, tags.c.id.in_([3, 99]), tags.c.name == sa.bindparam("name")).cte("gone")
     query = sa.select(changed.c.id + odd, changed.c.name).add_cte(gone, made).where(changed.c.id > sa.bindparam("least"))
     async with engine.begin() as connection:
         await connection.execute(sa.insert(tags), [{"id": n, "name": f"t{n}"} for n in range(1, 4)])
@@ -219,3 +219,15 @@ def test_in_the_schema_of_a_tenant(hooked: tuple[Stage, list[Fact]]) -> None:
     finally:
         with stage.engine.begin() as connection:
             connection.exec_driver_sql("DROP SCHEMA tenant CASCADE")
+
+
+@pytest.mark.parametrize("keys", [[1], [1, 2, 3], []], ids=len)
+def test_lists_of_which_it_is_known_later_how_long_they_are(hooked: tuple[Stage, list[Fact]], keys: list[int]) -> None:
+    """``IN``, in the CTE and in the statement around it."""
+    stage, facts = hooked
+    gone = sa.delete(tags).where(tags.c.id.in_(keys), tags.c.name != "x").returning(tags.c.id).cte()
+    with stage.engine.begin() as connection:
+        found = connection.scalars(sa.select(gone.c.id).where(gone.c.id.in_([1, 2]))).all()
+    assert sorted(found) == [key for key in keys if key < 3]
+    assert sorted(event.key for event in stage.check()[8:]) == [str(key) for key in keys]
+    assert gaps(facts) == []

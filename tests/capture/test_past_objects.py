@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from sqla_events.capture import buffer
+from sqla_events import EventFilter, install_crud_hooks
+from sqla_events.capture import buffer, within
 from tests.capture.conftest import Stage
 from tests.capture.model import Tag
 
@@ -242,7 +243,6 @@ def test_more_rows_than_are_remembered(stage: Stage, monkeypatch: pytest.MonkeyP
     assert olds[3:] == [{"name": "b"}, {"name": "b"}, {}] + [{"name": "c"}] * 3
 
 
-@pytest.mark.parametrize("old_values", ["known", "always"])
 class Shade(enum.Enum):
     """A key of members."""
 
@@ -301,6 +301,7 @@ def test_keys_of_every_kind(stage: Stage, kind: Any, one: Any, two: Any, last: s
     registry.dispose()
 
 
+@pytest.mark.parametrize("old_values", ["known", "always"])
 def test_a_flush_of_more_objects_than_are_remembered_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch, old_values: str) -> None:
     """Those that turn out not to have changed are what is forgotten."""
     monkeypatch.setattr(buffer, "MOST_STATES", 3)
@@ -337,6 +338,36 @@ def test_a_statement_of_many_rows_that_was_evaluated(stage: Stage) -> None:
             tag.name = "end"
             session.commit()
     stage.check()
+
+
+@pytest.mark.parametrize(("where", "told"), [
+    (lambda: Tag.id > 2, True),
+    (lambda: sa.and_(Tag.id.in_([3, 4, 5]), Tag.name != "x"), True),
+    (lambda: sa.or_(Tag.id == 3, sa.not_(Tag.id < 4), Tag.name.is_(None)), True),
+    (lambda: Tag.name > "a", False),
+    (lambda: Tag.id == sa.literal("3", sa.Integer), False),
+    (lambda: Tag.id + 1 > 3, False),
+], ids=["numbers", "lists", "or", "text in order", "text for numbers", "expression"])  # fmt: skip
+def test_where_python_and_the_database_are_of_one_mind(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, where: Callable[[], Any], told: bool
+) -> None:
+    """A statement that writes its events itself costs other rows no old value, if it is sure which those are."""
+    monkeypatch.setattr(within, "FEW", 0)
+    engine = sa.create_engine(postgres_url)
+    Tag.metadata.create_all(engine)
+    broker = install_crud_hooks(engine)
+    with Session(engine) as session:
+        session.add_all([Tag(id=number, name="a") for number in range(1, 6)])
+        session.commit()
+        tag = session.get_one(Tag, 1)
+        assert tag.name == "a"
+        session.execute(sa.update(Tag).where(where()).values(name="b"), execution_options={"synchronize_session": "evaluate"})
+        tag.name = "c"
+        session.commit()
+    last = broker.list(EventFilter(limit=100))[-1]
+    broker.uninstall()
+    engine.dispose()
+    assert (last.key, last.before) == ("1", {"name": "a"} if told else {})
 
 
 def test_what_the_session_takes_note_of_is_told(stage: Stage) -> None:
