@@ -73,9 +73,9 @@ def select_unseen() -> None:
 
 def listen_again() -> None:
     """Some of SQLAlchemy's tests take every listener off every mapper, ours too: then events have no old values."""
-    for name in ("before_update", "before_delete"):
+    for name, listener in flushed.LISTENERS.items():
         with suppress(InvalidRequestError):
-            event.remove(Mapper, name, flushed._remember)
+            event.remove(Mapper, name, listener)
     flushed._listen_to_mappers.cache_clear()
     flushed._listen_to_mappers()
 

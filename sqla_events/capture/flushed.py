@@ -37,8 +37,8 @@ def unlisten(dialect: Dialect) -> bool:
 @cache
 def _listen_to_mappers() -> None:
     """Once and for good: SQLAlchemy does not stand listeners on a class that come and go while other threads flush."""
-    for name, states in (("before_update", "states"), ("before_delete", "leaving")):
-        event.listen(Mapper, name, _remembering(states), raw=True, retval=True)
+    for name, listener in LISTENERS.items():
+        event.listen(Mapper, name, listener, raw=True, retval=True)
 
 
 def _remembering(name: str) -> Callable[[Mapper[Any], Connection, Any], Any]:
@@ -57,6 +57,10 @@ def _remembering(name: str) -> Callable[[Mapper[Any], Connection, Any], Any]:
         return EXT_CONTINUE
 
     return remember
+
+
+LISTENERS = {"before_update": _remembering("states"), "before_delete": _remembering("leaving")}
+"""Of all mappers."""
 
 
 @lru_cache(maxsize=4096)
