@@ -274,7 +274,8 @@ class Shouted(sa.types.TypeDecorator[str]):
 def test_keys_of_every_kind(stage: Stage, kind: Any, one: Any, two: Any, last: str) -> None:
     """A statement costs no other row its old values, and of its own rows they are known."""
     metadata = sa.MetaData()
-    table = sa.Table("keyed", metadata, sa.Column("id", kind, primary_key=True), sa.Column("n", sa.Integer), sa.Column("x", sa.Integer))
+    key = sa.Column("id", kind, primary_key=True, autoincrement=False)  # SQLAlchemy 2.0 makes a SERIAL of a NUMERIC
+    table = sa.Table("keyed", metadata, key, sa.Column("n", sa.Integer), sa.Column("x", sa.Integer))
 
     class Keyed:
         def __init__(self, **values: Any) -> None:

@@ -33,9 +33,9 @@ def hooked(engine: sa.Engine, metadata: sa.MetaData, folder: Path) -> Iterator[l
     try:
         yield events
         events += broker.list(EventFilter(limit=1_000_000))
-        with engine.connect() as source, copy.begin() as target:
+        with _as_sqlite(engine, metadata, folder) as source, copy.begin() as target:
             apply(target, metadata, events)
-            assert differences(_as_sqlite(source, metadata, folder), target, metadata) == []
+            assert differences(source, target, metadata) == []
     finally:
         broker.uninstall()
         copy.dispose()
@@ -52,14 +52,16 @@ def _copy_rows(engine: sa.Engine, copy: sa.Engine, metadata: sa.MetaData) -> Non
                 target.execute(sa.insert(table).values(values), rows)
 
 
-def _as_sqlite(source: sa.Connection, metadata: sa.MetaData, folder: Path) -> sa.Connection:
+@contextmanager
+def _as_sqlite(engine: sa.Engine, metadata: sa.MetaData, folder: Path) -> Iterator[sa.Connection]:
     """The application's tables; those of a server are copied first, so that both sides are stored alike."""
-    if source.dialect.name == "sqlite":
-        return source
-    engine = sa.create_engine(f"sqlite:///{folder / 'source.db'}")
-    metadata.create_all(engine)
-    _copy_rows(source.engine, engine, metadata)
-    return engine.connect()
+    source = engine
+    if engine.dialect.name != "sqlite":
+        source = sa.create_engine(f"sqlite:///{folder / 'source.db'}", poolclass=sa.NullPool)
+        metadata.create_all(source)
+        _copy_rows(engine, source, metadata)
+    with source.connect() as connection:
+        yield connection
 
 
 def test_optuna(database_url: str, tmp_path: Path) -> None:
