@@ -1,8 +1,11 @@
 """What capture costs: seconds of whole transactions with hooks, beside none, a hand-written insert of the same events,
 triggers, PostgreSQL-Audit and SQLAlchemy-Continuum. What each of them is: ways.py.
 
-Each way runs in a process and on a database of its own; in every round they run one after the other, so that noise of
-the machine hits them alike, and each time in another order: who comes after a long transaction is faster. The figure is
+Each way runs in a process and on a database of its own; in every round they have a turn one after the other, so that noise of
+the machine hits them alike, and each time in another order: who comes after a long transaction is faster. A turn inserts, changes and
+removes its rows, small ones several times over: a single transaction of one row, when six other programs have had the processor,
+takes two to three times as long as the next ones, and ratios of such ones tell how cold the caches were (``--turns 1`` shows
+them; of two processes with the same code one then has a tenth more of an overhead). What a turn says is its median, and the figure is
 the median round. Of two processes that do the same, one is up to a tenth faster from its start to its end; so all is measured
 in several sets of fresh processes, one row, of which a tenth is what is to be found out, in most. All run on the same SQLAlchemy.
 Cases:
@@ -15,7 +18,7 @@ Cases:
 
 ``ratio`` is our time over the baseline's. Lines ``overhead`` compare what is added to no capture: our share over theirs.
 
-    python benchmarks/capture.py [--json FILE] [--rounds N] [--sets N] [--rows 1,100,10000] [--only psycopg] [--portions 1000000]
+    python benchmarks/capture.py [--json FILE] [--rounds N] [--sets N] [--turns N] [--rows 1,100,10000] [--only psycopg] [--portions 1000000]
 """
 
 from __future__ import annotations
@@ -41,8 +44,10 @@ from benchmarks.servers import database_urls
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = ("insert", "update", "delete")
 SETS = ("set_insert", "set_update", "set_delete")
-ROUNDS = {1: 30, 100: 10, 10_000: 3}
-SETS_OF_PROCESSES = {1: 9, 100: 3, 10_000: 2}
+ROUNDS = {1: 10, 100: 4, 10_000: 3}
+TURNS = {1: 10, 100: 3}
+"""How often a turn inserts, changes and removes its rows, by their number; else once."""
+SETS_OF_PROCESSES = {1: 9, 100: 4, 10_000: 2}
 """By rows; else one."""
 
 SLOW = "postgresql+asyncpg"
@@ -74,11 +79,18 @@ class Runner:
 
     def run(self, operation: str, rows: int) -> tuple[float, int]:
         """Seconds of one transaction (or the number of events that it has kept), and bytes of memory at the peak."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{operation} {rows}\n")
-        self._process.stdin.flush()
-        answer, peak = self._line().split()
+        answer, peak = self._ask(operation, rows, 1)
         return float(answer), int(peak)
+
+    def turn(self, operations: Sequence[str], rows: int, times: int) -> list[float]:
+        """Seconds of one transaction of each operation: the medians, where all of them run several times over."""
+        return [*map(float, self._ask(",".join(operations), rows, times)[:-1])]
+
+    def _ask(self, operations: str, rows: int, times: int) -> list[str]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{operations} {rows} {times}\n")
+        self._process.stdin.flush()
+        return self._line().split()
 
     def close(self) -> None:
         self._process.communicate()
@@ -120,17 +132,17 @@ class Case:
         return f"{self.label} {self.operation} {self.rows}: {self.median('none') / self.rows * 1e6:.1f} us/row; over none: {ratios}"
 
 
-def measure(ways: list[Runner], cases: list[Case], rounds: int, order: Random) -> None:
-    """Cases of one number of rows. A round inserts, changes and removes the same rows; Continuum's of 10,000 only once."""
-    rows = cases[0].rows
+def measure(ways: list[Runner], cases: list[Case], rounds: int, turns: int, order: Random) -> None:
+    """Cases of one number of rows. A turn inserts, changes and removes the same rows; Continuum's of 10,000 comes only once."""
+    rows, operations = cases[0].rows, [case.operation for case in cases]
     for number in range(rounds + 1):
-        for case in cases:
-            for way in order.sample(ways, len(ways)):
-                if way.name == "continuum" and rows >= 10_000 and number != 1:
-                    continue
-                seconds, _ = way.run(case.operation, rows)
-                if number:  # the first round fills caches
-                    case.times.setdefault(way.name, []).append(seconds)
+        for way in order.sample(ways, len(ways)):
+            if way.name == "continuum" and rows >= 10_000 and number != 1:
+                continue
+            seconds = way.turn(operations, rows, turns)
+            if number:  # the first round fills caches
+                for case, one in zip(cases, seconds, strict=True):
+                    case.times.setdefault(way.name, []).append(one)
 
 
 def same_events(ways: list[Runner]) -> None:
@@ -182,11 +194,11 @@ def figures(label: str, make_url: Callable[[str], str], options: argparse.Namesp
                     ways = [way for way in ways if way.name != "continuum"]
                 if rows >= 10_000 and label == SLOW:  # a single UPDATE may take it nine minutes, amid the rounds of the others
                     ways = [way for way in ways if way.name != "postgresql_audit"]
-                measure(ways, cases, options.rounds or ROUNDS.get(rows, 3), order)
+                measure(ways, cases, options.rounds or ROUNDS.get(rows, 3), options.turns or TURNS.get(rows, 1), order)
                 same_events(ways)
                 if rows >= 10_000 and not turn:  # PostgreSQL-Audit may take minutes for one of these
                     seeing = [way for way in ways if way.name not in ("continuum", "hand_written")]  # which do not see these
-                    measure(seeing, sets, options.rounds or 3, order)
+                    measure(seeing, sets, options.rounds or 3, 1, order)
         for case in [*cases, *sets]:
             if case.times:
                 print(case.line(), file=sys.stderr, flush=True)
@@ -199,7 +211,7 @@ def apart(label: str, make_url: Callable[[str], str], options: argparse.Namespac
         return
     cases = [Case(label, operation, 10_000) for operation in OPERATIONS]
     with processes(label, make_url, "apart", options, ("none", "capture", "continuum")) as ways:
-        measure(ways, cases, 1, Random(1))
+        measure(ways, cases, 1, 1, Random(1))
     for case in cases:
         print(case.line(), file=sys.stderr, flush=True)
         yield from (figure for figure in case.figures() if figure.baseline == "continuum")
@@ -209,8 +221,9 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", default=os.environ.get("JSON"))
-    parser.add_argument("--rounds", type=int, default=0, help="rounds for each set of processes; 0: 30, 10 and 3 for 1, 100 and 10,000 rows")
-    parser.add_argument("--sets", type=int, default=0, help="sets of processes; 0: 9, 3 and 2 for 1, 100 and 10,000 rows")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds for each set of processes; 0: 10, 4 and 3 for 1, 100 and 10,000 rows")
+    parser.add_argument("--sets", type=int, default=0, help="sets of processes; 0: 9, 4 and 2 for 1, 100 and 10,000 rows")
+    parser.add_argument("--turns", type=int, default=0, help="transactions of each kind in a turn; 0: 10, 3 and 1 for 1, 100 and 10,000 rows")
     parser.add_argument("--rows", default="1,100,10000")
     parser.add_argument("--only", default="", help="part of a database's label: sqlite, psycopg, asyncpg")
     parser.add_argument("--without", default="", help="ways to leave out, as continuum,postgresql_audit")

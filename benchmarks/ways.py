@@ -18,6 +18,7 @@ import asyncio
 import gc
 import json
 import resource
+import statistics
 import sys
 import time
 import uuid
@@ -297,7 +298,9 @@ def peak() -> int:
 
 
 def main(name: str, url: str, sync_url: str) -> None:
-    """Obey the lines on standard input: an operation and a number of rows. Answer: the seconds (or the count), and the peak memory."""
+    """Obey the lines on standard input: operations, a number of rows, and how often over. Answer: the median seconds of each operation
+    (or the count), and the peak memory.
+    """
     way = WAYS[name]()
     engine = sa.create_engine(sync_url)
     way.prepare(engine)
@@ -306,10 +309,13 @@ def main(name: str, url: str, sync_url: str) -> None:
     gc.freeze()  # or each collection below looks through all of SQLAlchemy
     print("ready", flush=True)
     for line in sys.stdin:
-        operation, rows = line.split()
+        operations, rows, times = line.split()
         gc.collect()
-        answer = count(engine, way) if operation == "count" else run(operation, int(rows))
-        print(answer, peak(), flush=True)
+        if operations == "count":
+            print(count(engine, way), peak(), flush=True)
+            continue
+        turns = [[run(operation, int(rows)) for operation in operations.split(",")] for _ in range(int(times))]
+        print(*map(statistics.median, zip(*turns, strict=True)), peak(), flush=True)
 
 
 if __name__ == "__main__":
