@@ -68,6 +68,8 @@ class ColumnCodec:
         self._dialect = dialect
         self._loaders: dict[Any, Form] = {}
         self.enum = kind.enum_class if isinstance(kind, sa.Enum) else None
+        self.members = isinstance(kind, sa.ARRAY) and isinstance(kind.item_type, sa.Enum) and kind.item_type.enum_class is not None
+        """It has arrays of an enum's members, of whatever makes enums."""
         self.rounder = rounder(kind, dialect)
         self.expected, self.code, self.form = self._usual()
         self.near = near(kind, self.expected, dialect)
@@ -138,7 +140,7 @@ class ColumnCodec:
         if self.expected is bytes and isinstance(value, (bytearray, memoryview)):
             return encoding.base64_text(value)
         found: encoding.Types = {}
-        lowered = encoding.lower(value, pointer, found)
+        lowered = encoding.lower(_named(value) if self.members else value, pointer, found)
         if self.code is not None and not found:
             found[pointer] = ""  # natural here, although the column's constant code says otherwise
         if found != {pointer: self.code}:  # of a subclass, as asyncpg's UUIDs are, the constant code says it
@@ -200,6 +202,13 @@ class ColumnCodec:
         if self.is_json:
             return lambda raw: SQL_NULL if raw is None else sa.JSON.NULL if (value := load(raw)) is None else value
         return lambda raw: None if raw is None else load(raw)
+
+
+def _named(value: Any) -> Any:
+    """Members of an enum that is not one of Python's own (aenum's) by their names."""
+    if isinstance(value, (list, tuple)):
+        return [_named(one) for one in value]
+    return value if value is None or isinstance(value, (str, enum.Enum)) else value.name
 
 
 def _is_float(column: sa.Column[Any]) -> bool:

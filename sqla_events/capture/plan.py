@@ -79,13 +79,19 @@ def _shape(statement: Any) -> Shape | None:
         conjuncts = list(_conjuncts(statement._where_criteria))
         by_key = _by_key(conjuncts, table)
         return Shape(table, verb, by_key, False, False, False, len(conjuncts) == len(by_key or ()), replaces, keeps)
-    clause = statement._post_values_clause
+    clauses = conflicts(statement)
     values = statement._values or statement._multi_values
     declared = isinstance(target_of(statement), sa.Table)  # or nobody has told SQLAlchemy the types of what is given
-    plain = declared and not values and statement.select is None and clause is None and not words
-    upsert = type(clause).__name__ == "OnConflictDoUpdate" or replaces
+    plain = declared and not values and statement.select is None and not clauses and not words
+    upsert = replaces or any(type(one).__name__ == "OnConflictDoUpdate" for one in clauses)
     sorted_ = statement._sort_by_parameter_order and not statement._returning
     return Shape(table, verb, None, plain, upsert, sorted_, replaces=replaces, keeps=keeps)
+
+
+def conflicts(statement: Any) -> tuple[Any, ...]:
+    """What stands behind the values of an INSERT: its ON CONFLICT, of which SQLAlchemy 2.1 takes several on SQLite."""
+    clause = statement._post_values_clause
+    return () if clause is None else tuple(getattr(clause, "clauses", (clause,)))
 
 
 def table_of(statement: Any) -> sa.Table | None:
@@ -245,7 +251,14 @@ def set_columns(statement: Any, table: sa.Table) -> frozenset[str]:
 
 
 def _key(column: Any) -> str:
+    """Of the column that is set, a part of it too: ``values({items.c.tags[2]: "new"})``."""
+    while type(column) in _PARTS:
+        column = getattr(column, _PARTS[type(column)])
     return str(getattr(column, "key", column))
+
+
+_PARTS: dict[type, str] = {BinaryExpression: "left", Grouping: "element", sa.TypeCoerce: "clause"}
+"""By type of an expression that stands for a part of a column: its attribute that leads there."""
 
 
 def _may_change(column: sa.Column[Any]) -> bool:

@@ -164,8 +164,28 @@ def _tell_rowid(plan: Plan, dbapi_cursor: Any, ridden: Sequence[Any]) -> None:
         dbapi_cursor.lastrowid = ridden[plan.ride.index(column.key)]
 
 
+class _Cut:
+    """A cursor, for whoever asks the result for it: it does not tell of columns that rode along."""
+
+    __slots__ = ("_cursor", "description")
+
+    def __init__(self, dbapi_cursor: Any, description: Any) -> None:
+        self._cursor = dbapi_cursor
+        self.description = description
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._cursor == other)
+
+    def __hash__(self) -> int:
+        return hash(self._cursor)
+
+
 def leave(context: Any, dbapi_cursor: Any, rows: list[tuple[Any, ...]], description: Any) -> None:
     """Let SQLAlchemy find these rows, instead of those of the cursor."""
+    context.cursor = _Cut(context.cursor, description)
     context.cursor_fetch_strategy = cursor.FullyBufferedCursorFetchStrategy(
         dbapi_cursor, alternate_description=description, initial_buffer=rows
     )

@@ -137,7 +137,9 @@ def inserted_row(plan: Plan, given: Mapping[str, Any], answer: Mapping[str, Any]
     """The row that a set of parameters makes, with what the database has answered, and what all rows have in common."""
     after = dict(zip(plan.program.given, map(given.__getitem__, plan.program.given), strict=True))
     if answer:
-        after.update(answer)
+        for key, value in answer.items():
+            if key not in after or (after[key] is None and key in plan.codec.key):  # what is given is stored, whatever its type reads
+                after[key] = value
     if shared.nulls:
         after.update(shared.nulls)
     return Row({key: after[key] for key in plan.codec.key if key in after}, None, after, shared.unknown)

@@ -36,7 +36,7 @@ def read(sql: str, dialect: str) -> Text:
 
 def _read_anew(sql: str, dialect: str) -> Text:
     statements = [tokens for tokens in _statements(sql, dialect) if tokens]
-    writes = tuple(write for tokens in statements for write in _writes(_executed(tokens)))
+    writes = tuple(write for tokens in statements for write in (*_filled(tokens), *_writes(_executed(tokens))))
     words = tuple(word for tokens in statements if (word := _transaction_word(tokens)) is not None)
     return Text(writes, words, len(statements) > 1)
 
@@ -165,6 +165,28 @@ def _writes(found: list[str]) -> Iterator[tuple[str | None, str, str]]:
         for name in _targets(found, start):
             if name:
                 yield name[-2] if len(name) > 1 else None, name[-1], reason
+
+
+def _filled(found: list[str]) -> Iterator[tuple[str | None, str, str]]:
+    """The table that CREATE TABLE AS makes with its rows, if that lasts."""
+    found = _explained(found)
+    if found[:1] != ["create"] or "table" not in found[1:3] or found[1] in ("temp", "temporary") or found[-3:] == ["with", "no", "data"]:
+        return
+    at = found.index("table") + 1
+    at += 3 if found[at : at + 3] == ["if", "not", "exists"] else 0
+    name, end = _name(found, at)
+    if name and _has_query(found[end:]):
+        yield name[-2] if len(name) > 1 else None, name[-1], "CREATE TABLE AS"
+
+
+def _has_query(rest: list[str]) -> bool:
+    """Whether an AS stands there that is not in parentheses: of a column that is computed it is."""
+    depth = 0
+    for word in rest:
+        depth += (word == "(") - (word == ")")
+        if word == "as" and depth == 0:
+            return True
+    return False
 
 
 def _starts(found: list[str]) -> Iterator[int]:

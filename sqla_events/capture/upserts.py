@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from .column import Loaded
-from .plan import Plan
+from .plan import Plan, conflicts
 from .select import Values, matching, reserve
 
 
@@ -48,8 +48,11 @@ def standing(connection: Connection, plan: Plan, context: Any) -> Standing | Non
 
 def moves_key(plan: Plan) -> bool:
     """Whether the row that is there may get another key, which nothing tells that comes back."""
-    target = _conflict(plan)
-    return any(name in plan.codec.key and not _stays(plan, name, value, target) for name, value in _changes(plan).items())
+    return any(
+        name in plan.codec.key and not _stays(plan, name, value, _conflict(plan, clause))
+        for clause in _updates(plan)
+        for name, value in _changes(plan, clause).items()
+    )
 
 
 def _stays(plan: Plan, name: str, value: Any, target: tuple[str, ...]) -> bool:
@@ -60,23 +63,29 @@ def _stays(plan: Plan, name: str, value: Any, target: tuple[str, ...]) -> bool:
     return table is plan.table or (name in target and getattr(table, "name", None) == "excluded")
 
 
-def _changes(plan: Plan) -> dict[str, Any]:
+def _updates(plan: Plan) -> list[Any]:
+    """Its ON CONFLICT DO UPDATE clauses."""
+    return [one for one in conflicts(plan.statement) if hasattr(one, "update_values_to_set")]
+
+
+def _changes(plan: Plan, clause: Any) -> dict[str, Any]:
     """What an upsert sets: key of the column -> value."""
     by_name = {str(column.name): column.key for column in plan.table.columns}
-    said = dict(getattr(plan.statement._post_values_clause, "update_values_to_set", ()))
+    said = dict(clause.update_values_to_set)
     return {by_name.get(str(getattr(name, "name", name)), str(name)): value for name, value in said.items()}
 
 
-def _conflict(plan: Plan) -> tuple[str, ...]:
+def _conflict(plan: Plan, clause: Any) -> tuple[str, ...]:
     """Keys of the columns whose values are in conflict; none where the statement does not name them."""
     by_name = {str(column.name): column.key for column in plan.table.columns}
-    named = getattr(plan.statement._post_values_clause, "inferred_target_elements", None)
-    return tuple(by_name.get(str(getattr(one, "name", one)), "") for one in named or ())
+    return tuple(by_name.get(str(getattr(one, "name", one)), "") for one in clause.inferred_target_elements or ())
 
 
 def _target(plan: Plan) -> tuple[str, ...] | None:
-    keys = _conflict(plan)
-    moved = {name for name, value in _changes(plan).items() if not _stays(plan, name, value, keys)}
+    if len(clauses := _updates(plan)) != 1:
+        return None  # which of them it will be nobody tells
+    keys = _conflict(plan, clauses[0])
+    moved = {name for name, value in _changes(plan, clauses[0]).items() if not _stays(plan, name, value, keys)}
     known = keys and all(key in plan.codec.all_keys for key in keys)
     return keys if known and not moved & set(keys) else None
 
