@@ -1,7 +1,8 @@
 """SQLAlchemy's own tests with the hooks on every engine: which fail, and whether the events replay to the same tables.
 
-    python benchmarks/sqlalchemy_suite.py [--database sqlite|postgresql|all] [--json FILE] [test/orm/test_session.py ...]
+    python benchmarks/sqlalchemy_suite.py [--database sqlite|postgresql|aiosqlite|asyncpg|all] [--json FILE] [test/orm/test_session.py ...]
 
+``all`` are SQLite and PostgreSQL. Through the asyncio drivers nothing is replayed: the question is what a test sees.
 The version is that of the SQLAlchemy that is installed; its tests come from PyPI. What fails with the hooks runs once more
 without them, and once more with hooks whose SELECTs no listener sees. Ends with 1 if a replay differs, or if a test fails that
 passes without hooks; but for those that see a SELECT of ours and are listed in benchmarks/suite/excused-<line>.txt. See docs/proof.md.
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.suite import sdist
 from benchmarks.suite.mutants import MUTANTS
 from benchmarks.suite.outcome import Outcome, Record, compared, failed, read_excuses, records, table, write_excuses
+from benchmarks.suite.postgresql import PostgreSQL
 from tests.servers.postgres import PostgresServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +52,9 @@ MODULES = {
     ),
 }
 
+UNREPLAYED = dict.fromkeys(("aiosqlite", "asyncpg"), (*MODULES["postgresql"], "test/ext/asyncio"))
+"""By driver."""
+
 
 class UntouchedPostgres(PostgresServer):
     """PostgreSQL that does not vacuum meanwhile: some of the tests take rows to come back in the order of their insertion."""
@@ -62,8 +67,8 @@ class UntouchedPostgres(PostgresServer):
 @contextmanager
 def database_url(database: str) -> Iterator[str]:
     """Where the tests run: SQLite in memory, or a PostgreSQL of their own, prepared as SQLAlchemy's tests want it."""
-    if database == "sqlite":
-        yield "sqlite://"
+    if database.endswith("sqlite"):
+        yield "sqlite://" if database == "sqlite" else "sqlite+aiosqlite://"
         return
     server = UntouchedPostgres()
     server.start()
@@ -75,7 +80,8 @@ def database_url(database: str) -> Iterator[str]:
             connection.execute("CREATE SCHEMA test_schema_2")
             connection.execute("CREATE EXTENSION hstore")
             connection.execute("CREATE EXTENSION citext")
-        yield server.url("psycopg", "test")
+            PostgreSQL().prepare(connection)
+        yield server.url("psycopg" if database == "postgresql" else database, "test")
     finally:
         server.remove()
 
@@ -122,7 +128,7 @@ def failing(database: str, tests: list[str], *options: str) -> set[str]:
 def prove(database: str, options: argparse.Namespace) -> Outcome:
     """Run with hooks, and what fails once more without, and once more with hooks whose SELECTs no listener sees."""
     mutant = [f"--suite-mutant={options.mutant}"] if options.mutant else []
-    hooked = run(database, options.modules or list(MODULES[database]), options.jobs, "--suite-hooks", *mutant)
+    hooked = run(database, options.modules or list((MODULES | UNREPLAYED)[database]), options.jobs, "--suite-hooks", *mutant)
     bad = {test: record["test"] for test, record in hooked.items() if failed(record)}
     bare = failing(database, list(bad.values()))
     unseen = failing(database, list(bad.values()), "--suite-hooks", "--suite-unseen")
@@ -155,7 +161,7 @@ def accept(outcomes: list[Outcome]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--database", choices=[*MODULES, "all"], default="all")
+    parser.add_argument("--database", choices=[*MODULES, *UNREPLAYED, "all"], default="all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", help="write the figures there")
     parser.add_argument("--mutant", choices=[name for name in MUTANTS if name], help="damage the events: the run must notice")

@@ -33,6 +33,8 @@ from .sqlite import SQLite
 
 DATABASES = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
 DRIVERS = ("pysqlite", "psycopg")
+UNREPLAYED = ("aiosqlite", "asyncpg")
+"""Drivers whose connections nobody reads beside the test."""
 KEY = "sqla_events_suite"
 
 _ENDS = re.compile(r"\s*(COMMIT|END|ROLLBACK(?!\s+TO)|PREPARE\s+TRANSACTION)\b", re.IGNORECASE)
@@ -48,13 +50,28 @@ def install(mutant: str | None, report: Callable[[], Report]) -> None:
     _report, _mutate = report, MUTANTS[mutant]
     made = Engine.__init__
 
-    def init(self: Engine, *args: Any, **options: Any) -> None:
-        made(self, *args, **options)
-        dialect = self.dialect
+    def init(
+        self: Engine, pool: Any, dialect: Any, url: Any, logging_name: Any = None, echo: Any = None, query_cache_size: int = 500,
+        execution_options: Any = None, hide_parameters: bool = False,
+    ) -> None:  # create_engine() reads the names  # fmt: skip
+        made(self, pool, dialect, url, logging_name, echo, query_cache_size, execution_options, hide_parameters)
         if type(self) is Engine and getattr(dialect, "driver", None) in DRIVERS and not dialect.is_async:
             Hooked(self, DATABASES[dialect.name])
+        elif type(self) is Engine and getattr(dialect, "driver", None) in UNREPLAYED:
+            _capture(self, DATABASES[dialect.name])
 
     Engine.__init__ = init  # type: ignore[method-assign]
+
+
+def _capture(engine: Engine, database: Any) -> None:
+    """Hooks and no replay. On PostgreSQL the log is there before the tests begin."""
+    with suppress(ConfigError):
+        refuse_autocommit(engine)
+        if engine.dialect.name == "sqlite":
+            with unheard(engine):
+                event.listen(engine, "connect", lambda raw, _: database.prepare(raw))
+        settings = CaptureSettings(default_schema=DEFAULT_SCHEMA)
+        Capture(engine, settings, Tables(database.names), "suite", lambda _: lambda _: None, Signals()).install()
 
 
 def select_unseen() -> None:
