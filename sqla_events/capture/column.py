@@ -208,7 +208,7 @@ def _named(value: Any) -> Any:
     """Members of an enum that is not one of Python's own (aenum's) by their names."""
     if isinstance(value, (list, tuple)):
         return [_named(one) for one in value]
-    return value if value is None or isinstance(value, (str, enum.Enum)) else value.name
+    return value if isinstance(value, enum.Enum) else getattr(value, "name", value)
 
 
 def _is_float(column: sa.Column[Any]) -> bool:

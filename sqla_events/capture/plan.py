@@ -252,13 +252,13 @@ def set_columns(statement: Any, table: sa.Table) -> frozenset[str]:
 
 def _key(column: Any) -> str:
     """Of the column that is set, a part of it too: ``values({items.c.tags[2]: "new"})``."""
-    while type(column) in _PARTS:
-        column = getattr(column, _PARTS[type(column)])
+    while (whole := next((getattr(column, name) for kind, name in _PARTS if isinstance(column, kind)), None)) is not None:
+        column = whole
     return str(getattr(column, "key", column))
 
 
-_PARTS: dict[type, str] = {BinaryExpression: "left", Grouping: "element", sa.TypeCoerce: "clause"}
-"""By type of an expression that stands for a part of a column: its attribute that leads there."""
+_PARTS = ((BinaryExpression, "left"), (Grouping, "element"), (sa.TypeCoerce, "clause"))
+"""Types of expressions that stand for a part of a column, each with its attribute that leads there."""
 
 
 def _may_change(column: sa.Column[Any]) -> bool:

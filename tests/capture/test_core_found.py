@@ -116,6 +116,7 @@ def test_replaying_updates_of_parts_of_a_column(stage: Stage, carry: bool) -> No
             session.execute(sa.update(Box).values(values), execution_options={"synchronize_session": False})
             session.execute(sa.update(table).where(table.c.id == sa.bindparam("which")).values(values), [{"which": 1}, {"which": 2}])
             session.execute(sa.update(table).values(values).returning(table.c.id)).all()
+            session.execute(sa.update(Box).where(Box.id == 1).values(values), execution_options={"synchronize_session": "fetch"})
             session.commit()
         updates = [event for event in stage.check(PgBase.metadata) if event.operation == "update"]
         assert set(updates[-1].after) == keys
